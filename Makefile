@@ -1,0 +1,81 @@
+# make demo    install, build the demo (10 % of the labels flipped on purpose), open the app
+# make test    install, run every test
+# make check   install, lint, formatting, types
+# make bench   the benchmarks, one line each; make bench NAME=demo runs one
+#
+# Options: PORT=8600 another port for the app, OPEN=0 no browser window, PYTHON=/path/to/python
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.SUFFIXES:
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip --disable-pip-version-check install --quiet
+PORT ?= 8501
+OPEN ?= 1
+PYTHON ?=
+NAME ?=
+CHECKED := attribution bench tests pages app.py
+
+.PHONY: help demo test check format bench app
+
+help:
+	@awk '!/^#/ { exit } { sub(/^# ?/, ""); print }' Makefile
+
+# The first of these that is Python 3.11 or newer; 3.11 is what the pins were tested with.
+$(RUN):
+	@for python in $(PYTHON) python3.11 python3.12 python3.13 python3.14 python3; do \
+	  if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    echo "Making the virtual environment $(VENV) with $$("$$python" -V)."; \
+	    exec "$$python" -m venv $(VENV); \
+	  fi; \
+	done; \
+	echo "Found no Python 3.11 or newer: install one, or name it with make PYTHON=/path/to/python." >&2; \
+	exit 2
+
+# A stamp is newer than what it was installed from, so an up-to-date environment is left alone.
+$(VENV)/installed: requirements.txt pyproject.toml | $(RUN)
+	@echo "Installing requirements.txt into $(VENV): some minutes the first time, PyTorch is large."
+	@$(PIP) -r requirements.txt -e .
+	@touch $@
+
+$(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed
+	@echo "Installing requirements-dev.txt into $(VENV)."
+	@$(PIP) -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/installed-bench: bench/requirements.txt $(VENV)/installed
+	@echo "Installing bench/requirements.txt into $(VENV)."
+	@$(PIP) -r bench/requirements.txt
+	@touch $@
+
+demo: $(VENV)/installed
+	@echo "Building the demo: 5,000 MNIST images, 10 % of the training labels flipped on purpose."
+	@$(RUN) -m attribution build --noise 0.1
+	@$(MAKE) --no-print-directory app
+
+app: $(VENV)/installed
+	@echo "Opening the app at http://localhost:$(PORT) (Ctrl-C ends it)."
+	@$(if $(filter 0 no false,$(OPEN)),STREAMLIT_SERVER_HEADLESS=true) \
+	  $(RUN) -m attribution app --port $(PORT)
+
+test: $(VENV)/installed-dev
+	@$(RUN) -m pytest
+
+check: $(VENV)/installed-dev
+	@echo "Lint (ruff check)"
+	@$(RUN) -m ruff check $(CHECKED)
+	@echo "Formatting (ruff format --check)"
+	@$(RUN) -m ruff format --check $(CHECKED)
+	@echo "Types (mypy)"
+	@$(RUN) -m mypy
+
+format: $(VENV)/installed-dev
+	@$(RUN) -m ruff check --fix $(CHECKED)
+	@$(RUN) -m ruff format $(CHECKED)
+
+bench: $(VENV)/installed-bench
+	@$(RUN) -m bench $(NAME)

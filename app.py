@@ -1,0 +1,112 @@
+"""The web app: its navigation, its theme, and the server that `python -m attribution app` starts.
+
+This one file is both the launcher and the script that Streamlit runs for each visitor.
+"""
+
+import os
+import socket
+import sys
+import threading
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import streamlit as st
+from streamlit.runtime.scriptrunner import get_script_run_ctx
+
+from attribution.records import UserError
+from pages.parts.opened import CACHE, WORKSPACE, engine
+from pages.parts.thumbs import ROUTES
+from pages.parts.trouble import show_trouble
+
+LIGHT = {
+    "primaryColor": "#3451b2",
+    "backgroundColor": "#ffffff",
+    "secondaryBackgroundColor": "#f4f5f8",
+    "textColor": "#1c2024",
+    "borderColor": "#dfe2e8",
+    "blueColor": "#2563c9",
+    "orangeColor": "#c2620a",
+}
+DARK = {
+    "primaryColor": "#7d97ff",
+    "backgroundColor": "#111318",
+    "secondaryBackgroundColor": "#1b1e26",
+    "textColor": "#e8eaf0",
+    "borderColor": "#2d323d",
+    "blueColor": "#6ea8ff",
+    "orangeColor": "#f59e4c",
+}
+SETTINGS = {
+    "browser.gatherUsageStats": False,
+    "client.showErrorDetails": "none",
+    "client.toolbarMode": "minimal",
+    "server.address": "localhost",
+    "server.fileWatcherType": "none",
+    "theme.headingFontSizes": ["1.9rem", "1.4rem", "1.15rem"],
+    "theme.headingFontWeights": [650, 600, 600],
+    "theme.paddingTop": "1.2rem",
+    **{f"theme.light.{name}": value for name, value in LIGHT.items()},
+    **{f"theme.dark.{name}": value for name, value in DARK.items()},
+}
+
+
+def navigation() -> None:
+    """Choose the page and run it."""
+    st.set_page_config(page_title="Probable Cause", page_icon=":material/troubleshoot:", layout="wide")
+    page = st.navigation(
+        [
+            st.Page("pages/overview.py", title="Overview", default=True),
+            st.Page("pages/explain.py", title="Explain"),
+            st.Page("pages/review.py", title="Review"),
+            st.Page("pages/builds.py", title="Builds"),
+        ],
+        position="top",
+    )
+    try:
+        page.run()
+    except Exception as error:
+        show_trouble(error)
+
+
+def warm() -> None:
+    """Open the newest build before the first visitor asks for it."""
+    try:
+        for summary in engine().builds()[:1]:
+            build = engine().open(summary["build"])
+            build.mislabels()
+            build.query(0, 1)
+    except Exception:  # a page that needs it will say what is wrong
+        return
+
+
+@asynccontextmanager
+async def lifespan(_: st.App):
+    threading.Thread(target=warm, daemon=True).start()
+    yield
+
+
+def serve(cache: Path, workspace: Path | None = None, port: int = 8501) -> None:
+    """Serve the app on localhost until it is interrupted. Raises UserError when the port is taken."""
+    os.environ[CACHE] = str(Path(cache).absolute())
+    if workspace is not None:
+        os.environ[WORKSPACE] = str(Path(workspace).absolute())
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError):
+            raise UserError(
+                found=f"port {port} is not free",
+                wanted="a free port between 1 and 65535",
+                next_step="end what uses it, or choose another with --port",
+            ) from None
+    sys.argv = [__file__]  # Streamlit looks for the script's folder here
+    app.run(config={**SETTINGS, "server.port": port})
+
+
+if get_script_run_ctx(suppress_warning=True):
+    navigation()
+else:
+    app = st.App(Path(__file__).absolute(), lifespan=lifespan, routes=ROUTES, on_script_error=show_trouble)
+    if __name__ == "__main__":
+        serve(Path(os.environ.get(CACHE) or "cache"))

@@ -1,0 +1,412 @@
+"""The command line: ``python -m attribution COMMAND``. Its help text is its documentation."""
+
+import json
+import logging
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from .records import (
+    BuildSpec,
+    DataSpec,
+    EstimatorSpec,
+    FeatureSpec,
+    Report,
+    UserError,
+    known,
+)
+
+app = typer.Typer(
+    name="attribution",
+    help="Find the training examples behind every prediction, and the labels that are wrong.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+errors = Console(stderr=True)
+out = Console()
+
+Cache = Annotated[Path, typer.Option("--cache", help="Folder of computed artifacts.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="One JSON document on standard output, logs on error.")
+]
+BuildId = Annotated[str, typer.Argument(help="A build's id; `list` shows them.")]
+CACHE = Path("cache")
+DEFAULT = BuildSpec()
+
+
+@app.command()
+def build(
+    data: Annotated[str, typer.Option(help="Data set by name: mnist5k.")] = DEFAULT.data.name,
+    noise: Annotated[
+        float, typer.Option(help="Share of training labels to flip on purpose.")
+    ] = DEFAULT.data.noise,
+    noise_kind: Annotated[
+        str, typer.Option(help="uniform: to any other class; class: to the next classes.")
+    ] = DEFAULT.data.noise_kind,
+    noise_seed: Annotated[int, typer.Option(help="Seed of the flips.")] = DEFAULT.data.noise_seed,
+    model: Annotated[
+        str,
+        typer.Option(
+            help="mlp, cnn, resnet9, timm:NAME, torchvision:NAME or FILE.py:FUNCTION (runs it)."
+        ),
+    ] = DEFAULT.model,
+    strategy: Annotated[
+        str,
+        typer.Option(help="naive: independent networks; dropout: masks of each network."),
+    ] = DEFAULT.strategy,
+    models: Annotated[int, typer.Option(help="Networks trained.")] = DEFAULT.models,
+    masks: Annotated[int, typer.Option(help="Dropout masks of each network.")] = DEFAULT.masks,
+    dropout: Annotated[float, typer.Option(help="Share of units that a mask drops.")] = DEFAULT.p,
+    estimator: Annotated[
+        str, typer.Option(help="trak, graddot or gradcos.")
+    ] = DEFAULT.estimator.name,
+    basis: Annotated[
+        str,
+        typer.Option(help="Where gradients are projected: own (of the data) or random directions."),
+    ] = DEFAULT.features.basis,
+    dims: Annotated[
+        str, typer.Option(help="Directions kept of each layer's input x output gradient.")
+    ] = f"{DEFAULT.features.ka}x{DEFAULT.features.kg}",
+    damping: Annotated[
+        float, typer.Option(help="Damping, in units of the kernel's mean diagonal.")
+    ] = DEFAULT.estimator.damping,
+    q_power: Annotated[
+        float, typer.Option(help="Power of the mean 1 - p; the paper has 1.")
+    ] = DEFAULT.estimator.q_power,
+    index_dims: Annotated[
+        int, typer.Option(help="Dimensions of the compressed index.")
+    ] = DEFAULT.index_dims,
+    epochs: Annotated[int, typer.Option(help="Training epochs.")] = DEFAULT.epochs,
+    width: Annotated[float, typer.Option(help="Factor on the layers' widths.")] = DEFAULT.width,
+    seed: Annotated[int, typer.Option(help="Seed of networks and masks.")] = DEFAULT.seed,
+    cache: Cache = CACHE,
+    as_json: AsJson = False,
+    job: Annotated[str, typer.Option(hidden=True)] = "",
+) -> None:
+    """Train the networks, featurize the members, fit the index. A second time it is all done."""
+    spec = BuildSpec(
+        data=DataSpec(name=data, noise=noise, noise_kind=noise_kind, noise_seed=noise_seed),
+        model=model,
+        width=width,
+        epochs=epochs,
+        strategy=strategy,
+        models=models,
+        masks=masks,
+        p=dropout,
+        features=FeatureSpec(basis=basis, **parsed_dims(dims), seed=0),
+        estimator=EstimatorSpec(name=estimator, damping=damping, q_power=q_power),
+        index_dims=index_dims,
+        seed=seed,
+    )
+    engine = open_engine(cache)
+    with progress() as report, reported(cache, job, report) as (report, finish):
+        already = engine.finished(spec)
+        summary = engine.build(spec, report)
+        finish(state="done", build=summary["build"])
+    if as_json:
+        keys = ("build", "seconds", "bytes", "train", "test", "accuracy", "coverage")
+        return show_json({k: summary[k] for k in keys} | {"already_done": already})
+    if already:
+        out.print(f"Build {summary['build']} was already done: nothing to do.")
+        return None
+    parts = ", ".join(f"{name} {value:.1f} s" for name, value in summary["seconds"].items())
+    out.print(
+        f"Build {summary['build']}: {summary['members']} members, test accuracy "
+        f"{summary['accuracy']:.3f}, {summary['coverage']:.1%} of the parameters covered ({parts})."
+    )
+    if summary["left_out"]:
+        out.print(f"Not covered: {', '.join(summary['left_out'])}.")
+    if summary["fallback"]:
+        out.print(f"By the slower fallback: {', '.join(summary['fallback'])}.")
+    return None
+
+
+@app.command(name="list")
+def list_builds(cache: Cache = CACHE, as_json: AsJson = False) -> None:
+    """The finished builds, newest first."""
+    found = open_engine(cache).builds()
+    if as_json:
+        return show_json(found)
+    if not found:
+        out.print(f"No builds in {cache}: make one with `python -m attribution build`.")
+        return None
+    table = Table("build", "data", "noise", "network", "ensemble", "estimator", "accuracy", "made")
+    for b in found:
+        ensemble = (
+            f"{b['models']} x {b['masks']} masks" if b["masks"] else f"{b['models']} networks"
+        )
+        table.add_row(
+            b["build"], b["data"], f"{b['noise']:.0%}", b["model"], ensemble, b["estimator"],
+            f"{b['accuracy']:.3f}", b["created"],
+        )  # fmt: skip
+    out.print(table)
+    return None
+
+
+@app.command()
+def query(
+    build_id: BuildId,
+    test_id: Annotated[int, typer.Argument(help="Position in the test set.")],
+    k: Annotated[int, typer.Option("-k", help="Number of hits.")] = 10,
+    opponents: Annotated[bool, typer.Option("--opponents", help="The other end.")] = False,
+    target: Annotated[
+        str, typer.Option(help="Ask about the label, the predicted class, or CLASS.")
+    ] = "label",
+    cache: Cache = CACHE,
+    as_json: AsJson = False,
+) -> None:
+    """The training examples that pushed a test prediction up (or down: --opponents)."""
+    opened = open_engine(cache).open(build_id)
+    answer = opened.query(test_id, k, target)
+    hits = answer.opponents if opponents else answer.proponents
+    if as_json:
+        found = {"test_id": test_id, "label": answer.label, "predicted": answer.predicted}
+        found |= {"target": answer.target, "hits": [asdict(h) for h in hits]}
+        return show_json(found)
+    names = opened.classes
+    out.print(
+        f"Test example {test_id}: labelled {names[answer.label]}, predicted "
+        f"{names[answer.predicted]}; {'opponents' if opponents else 'proponents'} of "
+        f"{names[answer.target]}. {answer.noise}"
+    )
+    table = Table("train_id", "label", "score", "± stderr", "agreement", "")
+    for h in hits:
+        error = "" if h.stderr is None else f"{h.stderr:.4f}"
+        table.add_row(
+            str(h.train_id), names[h.label], f"{h.score:+.4f}", error, f"{h.agreement:.0%}",
+            "shaky" if h.shaky else "",
+        )  # fmt: skip
+    out.print(table)
+    return None
+
+
+@app.command()
+def mislabels(
+    build_id: BuildId,
+    k: Annotated[int, typer.Option("-k", help="Number of examples.")] = 20,
+    cache: Cache = CACHE,
+    as_json: AsJson = False,
+) -> None:
+    """The training labels that are probably wrong, most suspicious first."""
+    opened = open_engine(cache).open(build_id)
+    opened.check_k(k)
+    frame = opened.mislabels().head(k)
+    if as_json:
+        rows = []
+        for train_id, row in frame.iterrows():
+            signals = {n: float(v) for n, v in row.items() if str(n).startswith("signal_")}
+            rows.append(
+                {
+                    "train_id": int(train_id),
+                    "given_label": int(row["given_label"]),
+                    "suggested_label": int(row["suggested_label"]),
+                    "score": float(row["score"]),
+                    "signals": {n.removeprefix("signal_"): v for n, v in signals.items()},
+                }
+            )
+        found: dict[str, Any] = {"examples": rows}
+        truth = opened.known()
+        return show_json(found | ({"known": truth} if truth else {}))
+    table = Table("train_id", "given", "suggested", "score", "why")
+    for train_id, row in frame.iterrows():
+        table.add_row(
+            str(train_id), opened.classes[row["given_label"]],
+            opened.classes[row["suggested_label"]], f"{row['score']:.3f}", row["why"],
+        )  # fmt: skip
+    out.print(table)
+    return None
+
+
+@app.command()
+def scores(
+    build_id: BuildId,
+    output: Annotated[Path, typer.Option("-o", help="The .npy file to write.")],
+    cache: Cache = CACHE,
+    as_json: AsJson = False,
+) -> None:
+    """Exact ensemble scores of all test x train pairs, float32 (T, N)."""
+    opened = open_engine(cache).open(build_id)
+    with progress() as report:
+        scores_TN = opened.scores(report)
+    with writing(output), output.open("wb") as file:
+        np.save(file, scores_TN, allow_pickle=False)
+    found = {"file": str(output), "test": scores_TN.shape[0], "train": scores_TN.shape[1]}
+    if as_json:
+        return show_json(found)
+    out.print(f"{output}: {scores_TN.shape[0]} test x {scores_TN.shape[1]} train scores.")
+    return None
+
+
+@app.command()
+def export(
+    build_id: BuildId,
+    output: Annotated[Path, typer.Option("-o", help="The file to write.")],
+    form: Annotated[str, typer.Option("--format", help="csv.")] = "csv",
+    workspace: Annotated[
+        Path | None,
+        typer.Option(help="Folder of decisions.sqlite; the cache's parent if left out."),
+    ] = None,
+    cache: Cache = CACHE,
+    as_json: AsJson = False,
+) -> None:
+    """Every training example with its given label, decision and new label."""
+    from .export import decisions_csv
+
+    known("format", form, ("csv",), "--format")
+    engine = open_engine(cache, workspace)
+    opened = engine.open(build_id)
+    decided = engine.decisions.in_force(opened.data_id)
+    with writing(output):
+        output.write_text(decisions_csv(opened, decided))
+    if as_json:
+        return show_json({"file": str(output), "decisions": len(decided)})
+    out.print(f"{output}: {len(opened.train_ids)} examples, {len(decided)} decisions.")
+    return None
+
+
+@app.command(name="app")
+def web_app(
+    port: Annotated[int, typer.Option(help="Port on localhost.")] = 8501,
+    workspace: Annotated[
+        Path | None,
+        typer.Option(help="Folder of decisions.sqlite; the cache's parent if left out."),
+    ] = None,
+    cache: Cache = CACHE,
+    browser: Annotated[bool, typer.Option(help="Open a browser.")] = True,
+) -> None:
+    """Open the web app on localhost; telemetry is off."""
+    known_port = 1 <= port <= 65535
+    if not known_port:
+        raise UserError(
+            found=f"port {port}",
+            wanted="a number from 1 to 65535",
+            next_step="choose another --port",
+        )
+    script = Path(__file__).parent.parent / "app.py"
+    if not script.is_file():
+        raise UserError(
+            found=f"no {script}",
+            wanted="the web app beside the package",
+            next_step="run it from a checkout of the project",
+        )
+    sys.path.insert(0, str(script.parent))
+    import app as web
+
+    web.serve(cache=cache, workspace=workspace, port=port, browser=browser)
+
+
+def open_engine(cache: Path, workspace: Path | None = None) -> Any:
+    """The engine, imported only now so that `--help` is quick."""
+    from .engine import Engine
+
+    if cache.exists() and not cache.is_dir():
+        raise UserError(
+            found=f"{cache} is a file", wanted="a folder", next_step="choose another --cache"
+        )
+    return Engine(cache, workspace)
+
+
+def parsed_dims(text: str) -> dict[str, int]:
+    ka, _, kg = text.partition("x")
+    if not (ka.isdecimal() and kg.isdecimal() and int(ka) and int(kg)):
+        raise UserError(
+            found=f"--dims {text!r}",
+            wanted="two positive numbers as in 64x8",
+            next_step="give --dims KAxKG",
+        )
+    return {"ka": int(ka), "kg": int(kg)}
+
+
+def show_json(found: object) -> None:
+    sys.stdout.write(json.dumps(found, indent=1) + "\n")
+
+
+@contextmanager
+def progress() -> Iterator[Report]:
+    """Bars with time left on standard error; plain lines where that is no terminal."""
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeRemainingColumn(),
+        console=errors,
+        disable=not errors.is_terminal,
+    ) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+                if not errors.is_terminal:
+                    errors.print(f"{stage} ...")
+            bars.update(tasks[stage], completed=done, total=total)
+
+        yield report
+
+
+@contextmanager
+def reported(cache: Path, job: str, then: Report) -> Iterator[tuple[Report, Any]]:
+    """As a job of the web app, keep its status file; otherwise pass `then` on."""
+    if not job:
+        yield then, lambda **_: None
+        return
+    from . import jobs
+
+    report, finish = jobs.reporter(jobs.place_of(cache, job), then)
+    try:
+        yield report, finish
+    except UserError as error:
+        finish(state="failed", error=str(error))
+        raise
+    except Exception as error:
+        finish(state="failed", error=f"{type(error).__name__}: {error}; the log has more")
+        raise
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            found=f"{path} cannot be written ({os.strerror(error.errno or 0).lower()})",
+            wanted="a file in a folder that exists and may be written to",
+            next_step="choose another path with -o",
+        ) from error
+
+
+def main() -> None:
+    """Run a command: exit 2 with a sentence for a user's mistake, 1 with a log otherwise."""
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    try:
+        app()
+    except UserError as error:
+        errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except Exception:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="attribution-", suffix=".log", delete=False
+        ) as log:
+            log.write(f"{' '.join(sys.argv)}\n\n{traceback.format_exc()}")
+        errors.print(
+            f"error: something unforeseen happened; {log.name} has the details.",
+            style="red", markup=False, highlight=False, soft_wrap=True,
+        )  # fmt: skip
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

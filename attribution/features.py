@@ -1,0 +1,111 @@
+"""The only loop over data: a view of a network and examples in, a feature block out.
+
+Axes: N examples, K features, C classes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .gradients import Projection, Site, featurize, margin
+from .members import View, mask_sites
+from .projection import checked_sites, own_projections, random_projections
+from .records import FeatureSpec, UserError
+
+BASIS_EXAMPLES = 2048  # enough for the leading directions of every layer
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Examples as a network takes them, and the class that each is asked about."""
+
+    x_N: Tensor  # (N, ...), the network's input
+    key_N: Tensor  # int64, names the example to the masks (`members.example_keys`)
+    target_N: Tensor  # int64
+
+    def __len__(self) -> int:
+        return len(self.key_N)
+
+    def __getitem__(self, which: slice | Tensor | np.ndarray) -> "Examples":
+        return Examples(self.x_N[which], self.key_N[which], self.target_N[which])
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Features of one member."""
+
+    phi_NK: Tensor  # float32
+    margin_N: Tensor  # float32, of the target
+
+
+@dataclass(frozen=True, eq=False)
+class Projected:
+    """A network with the sites and directions its gradients are projected to; all masks share it."""
+
+    network: nn.Module
+    mask_places: tuple[str, ...]
+    projections: Mapping[Site, Projection]
+    left_out: tuple[str, ...]  # parameters that no site covers
+
+    @property
+    def coverage(self) -> float:
+        """Share of the network's parameters whose gradient is used."""
+        total = sum(p.numel() for p in self.network.parameters())
+        missing = sum(self.network.get_parameter(n).numel() for n in self.left_out)
+        return 1 - missing / total
+
+    @property
+    def fallback(self) -> tuple[str, ...]:
+        """Parameters that vmap differentiates, for want of a hook."""
+        return tuple(s.name for s in self.projections if s.kind == "parameter")
+
+    def view(self, mask: int | None = None, p: float = 0.0) -> View:
+        return View(self.network, self.mask_places, mask, p)
+
+
+def projected(
+    network: nn.Module, train: Examples, spec: FeatureSpec, masks: bool = True
+) -> Projected:
+    """Find the sites of `network`, check them against autograd, and choose the directions.
+
+    Raises `UserError` where no parameter's gradient can be had.
+    """
+    view = View(network)
+    places, left_out = checked_sites(view, train.x_N[:2], train.key_N[:2], train.target_N[:2])
+    if not places:
+        raise UserError(
+            found="a network in which no parameter has a gradient",
+            wanted="at least one trained layer",
+            next_step="choose another --model",
+        )
+    if spec.basis == "own":
+        step = max(1, len(train) // BASIS_EXAMPLES)
+        some = train[slice(0, step * BASIS_EXAMPLES, step)]
+        projections = own_projections(
+            view, some.x_N, some.key_N, some.target_N, places, spec.ka, spec.kg, spec.seed
+        )
+    else:
+        projections = random_projections(places, spec.ka, spec.kg, spec.seed, train.x_N)
+    mask_places = mask_sites(network, train.x_N[:2]) if masks else ()
+    return Projected(network, mask_places, projections, left_out)
+
+
+def block(
+    view: View, examples: Examples, projections: Mapping[Site, Projection], batch: int = 0
+) -> Block:
+    """Features and margins of all examples; `batch` 0 chooses one that fits the caches."""
+    batch = batch or fitting_batch(examples)
+    parts = []
+    for b in range(0, len(examples), batch):
+        some = examples[slice(b, b + batch)]
+        phi_BK, logits_BC = featurize(view, some.x_N, some.key_N, some.target_N, projections)
+        parts.append((phi_BK, margin(logits_BC, some.target_N)))
+    return Block(torch.cat([p for p, _ in parts]), torch.cat([m for _, m in parts]))
+
+
+def fitting_batch(examples: Examples) -> int:
+    """About a quarter of a million input numbers a batch, between 32 and 512 examples."""
+    return min(512, max(32, 2**18 // max(1, examples.x_N[0].numel())))

@@ -1,0 +1,358 @@
+"""Projected per-example gradients of the margin, by hooks, never materialised.
+
+A layer's weight gradient of one example is a sum over positions t of outer products of the output
+gradient g_t and the layer's input a_t. Its projection by G on the left and A on the right is
+
+    phi = sum_t (G' g_t) (A' a_t)'
+
+so the input is projected in the forward pass, the output gradient in the backward pass, and the
+weight gradient is never formed (LoGra, arXiv 2405.13954, section 3; for convolutions the input is
+projected by a convolution). Only gradients of activations are ever computed, which is why a
+member costs less than a plain forward and backward pass.
+
+Axes: N examples, B a batch of them, C classes, T positions, I inputs, O outputs, K features.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .members import View
+
+Projection = tuple[Tensor, ...]
+"""Of a factorised site: (A of shape (I, ka), G of shape (O, kg)); of a dense one: (D of (d, k),)."""
+
+FALLBACK_LIMIT = 2**20  # entries of one parameter that the fallback still takes
+
+
+@dataclass(frozen=True)
+class Site:
+    """A layer, or a single parameter, whose gradient is projected on its own.
+
+    The gradient of a factorised site is a matrix of `rows` (outputs) by `columns` (inputs, with
+    one more for the bias); of a dense one it is a vector of `rows` entries, weight before bias.
+    """
+
+    name: str
+    kind: str  # linear, conv, embedding (factorised); grouped, norm, parameter (dense)
+    rows: int
+    columns: int
+    parameters: tuple[str, ...]
+
+    @property
+    def factorised(self) -> bool:
+        return self.kind in ("linear", "conv", "embedding")
+
+
+def margin(logits_BC: Tensor, target_B: Tensor) -> Tensor:
+    """Log-odds of the target class, log p/(1-p): the f of TRAK (arXiv 2303.14186, section 3.3).
+
+    A difference of log-sum-exps, because log(1 - p) is -inf in float32 once p rounds to 1, and
+    confident examples are the common case.
+    """
+    column_B1 = target_B[:, None]
+    others_BC = logits_BC.scatter(1, column_B1, -torch.inf)
+    return logits_BC.gather(1, column_B1)[:, 0] - others_BC.logsumexp(1)
+
+
+def sites(network: nn.Module) -> tuple[Site, ...]:
+    """Every place of `network` where a gradient is taken, in the order of its modules.
+
+    Layers are matched by exact type, because subclasses lie (one may hide an activation or a
+    padding inside). Parameters of all other layers, and those that several layers share, become
+    sites of kind "parameter", which the fallback differentiates one example at a time under vmap.
+    """
+    owners: dict[int, list[str]] = {}
+    for name, module in network.named_modules():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(name)
+    found, taken = [], set()
+    for name, module in network.named_modules():
+        own = dict(module.named_parameters(prefix=name, recurse=False))
+        if not own:
+            continue
+        shared = any(len(owners[id(p)]) > 1 for p in own.values())
+        site = None if shared else _layer_site(name, module, tuple(own))
+        if site:
+            found.append(site)
+            continue
+        for label, parameter in own.items():
+            if id(parameter) not in taken:
+                taken.add(id(parameter))
+                found.append(Site(label, "parameter", parameter.numel(), 1, (label,)))
+    return tuple(found)
+
+
+def _layer_site(name: str, module: nn.Module, parameters: tuple[str, ...]) -> Site | None:
+    bias = int(getattr(module, "bias", None) is not None)
+    match module:
+        case nn.Linear() if type(module) is nn.Linear:
+            shape = ("linear", module.out_features, module.in_features + bias)
+        case nn.Conv2d() if type(module) is nn.Conv2d and module.padding_mode == "zeros":
+            if module.groups == 1:
+                patch = module.in_channels * math.prod(module.kernel_size)
+                shape = ("conv", module.out_channels, patch + bias)
+            else:
+                shape = ("grouped", module.weight.numel() + bias * module.out_channels, 1)
+        case nn.Embedding() if type(module) is nn.Embedding:
+            if module.max_norm is not None or module.scale_grad_by_freq or module.sparse:
+                return None
+            shape = ("embedding", module.embedding_dim, module.num_embeddings)
+        case nn.BatchNorm1d() | nn.BatchNorm2d() | nn.LayerNorm() | nn.GroupNorm():
+            plain = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)
+            if type(module) not in plain or getattr(module, "running_mean", 0) is None:
+                return None
+            shape = ("norm", sum(p.numel() for p in module.parameters()), 1)
+        case _:
+            return None
+    return Site(name, *shape, parameters)
+
+
+Keep = Callable[[Site, nn.Module, Tensor], Tensor]
+Take = Callable[[Site, nn.Module, Tensor, Tensor], None]
+
+
+def observe(
+    view: View,
+    x_B: Tensor,
+    key_B: Tensor,
+    target_B: Tensor,
+    places: Sequence[Site],
+    keep: Keep,
+    take: Take,
+) -> Tensor:
+    """One forward and one activation-only backward pass of the summed margin.
+
+    For each call of a layer in `places`, ``keep(site, layer, input)`` is called in the forward
+    pass and what it returns goes to ``take(site, layer, kept, output_gradient)`` in the backward
+    pass. Returns the logits (B, C).
+
+    `key_B` names the examples to the view's mask. The network runs in evaluation mode, with its parameters frozen, and is left as it was found.
+    """
+    layers = dict(view.network.named_modules())
+    leaves: list[Tensor] = []
+
+    def hook(site: Site) -> Callable[..., Tensor]:
+        def after(layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+            kept = keep(site, layer, args[0].detach())
+            if not out.requires_grad:  # nothing before it is differentiated: the graph starts here
+                leaves.append(out.detach().requires_grad_())
+                out = leaves[-1].clone()  # a leaf must not be changed in place by the next layer
+            out.register_hook(lambda g: take(site, layer, kept, g))
+            return out
+
+        return after
+
+    handles = [
+        layers[s.name].register_forward_hook(hook(s)) for s in places if s.kind != "parameter"
+    ]
+    try:
+        with frozen(view.network), torch.enable_grad():
+            logits_BC = view.logits(x_B, key_B)
+            if leaves:
+                torch.autograd.grad(margin(logits_BC, target_B).sum(), leaves)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return logits_BC.detach()
+
+
+@contextmanager
+def frozen(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode without parameter gradients; both are put back at the end."""
+    training = {m: m.training for m in network.modules()}
+    wanted = {p: p.requires_grad for p in network.parameters()}
+    try:
+        network.eval().requires_grad_(False)
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+        for parameter, flag in wanted.items():
+            parameter.requires_grad_(flag)
+
+
+def featurize(
+    view: View,
+    x_B: Tensor,
+    key_B: Tensor,
+    target_B: Tensor,
+    projections: Mapping[Site, Projection],
+) -> tuple[Tensor, Tensor]:
+    """Projected margin gradients of each example, and the logits they came with.
+
+    Returns phi (B, K), the sites side by side in the order of `projections` (an output-major
+    matrix for a factorised site), and logits (B, C). Examples must not mix inside the network,
+    which holds in evaluation mode.
+    """
+    found, logits_BC = site_features(view, x_B, key_B, target_B, projections)
+    missing = [s.name for s in projections if s not in found]
+    assert not missing, f"sites that never fired: {missing}"  # `checked_sites` leaves none
+    return torch.cat([found[s] for s in projections], dim=1), logits_BC
+
+
+def site_features(
+    view: View,
+    x_B: Tensor,
+    key_B: Tensor,
+    target_B: Tensor,
+    projections: Mapping[Site, Projection],
+) -> tuple[dict[Site, Tensor], Tensor]:
+    """As `featurize`, but one entry for each site that fired."""
+    found: dict[Site, Tensor] = {}
+
+    def keep(site: Site, layer: nn.Module, a: Tensor) -> Tensor:
+        if site.factorised:
+            return _project_input(layer, a, projections[site][0])
+        return dense_input(layer, a)
+
+    def take(site: Site, layer: nn.Module, kept: Tensor, g: Tensor) -> None:
+        if site.factorised:
+            g_BTk = gradient_rows(layer, g) @ projections[site][1]
+            phi = torch.bmm(g_BTk.mT, kept).flatten(1)
+        else:
+            phi = dense_gradient(layer, kept, g) @ projections[site][0]
+        found[site] = found[site] + phi if site in found else phi
+
+    logits_BC = observe(view, x_B, key_B, target_B, tuple(projections), keep, take)
+    alone = [s for s in projections if s.kind == "parameter"]
+    for site, grad_Bd in parameter_gradients(view, x_B, key_B, target_B, alone).items():
+        found[site] = grad_Bd @ projections[site][0]
+    return found, logits_BC
+
+
+def parameter_gradients(
+    view: View, x_B: Tensor, key_B: Tensor, target_B: Tensor, alone: Sequence[Site]
+) -> dict[Site, Tensor]:
+    """The fallback: gradients of single parameters by vmap(grad), each (B, d).
+
+    It keeps d numbers an example, so `checked_sites` leaves out parameters with more than
+    `FALLBACK_LIMIT` entries.
+    """
+    if not alone:
+        return {}
+    values = {s.name: view.network.get_parameter(s.name).detach() for s in alone}
+
+    def f(values: dict[str, Tensor], x: Tensor, key: Tensor, target: Tensor) -> Tensor:
+        return margin(view.logits(x[None], key[None], values), target[None])[0]
+
+    per_example = torch.func.vmap(torch.func.grad(f), (None, 0, 0, 0), chunk_size=32)
+    with frozen(view.network):
+        grads = per_example(values, x_B, key_B, target_B)
+    return {s: grads[s.name].flatten(1) for s in alone}
+
+
+def gradient_rows(layer: nn.Module, g: Tensor) -> Tensor:
+    """Output gradients as the matrix view sees them, (B, T, O)."""
+    if isinstance(layer, nn.Conv2d):
+        return g.flatten(2).mT
+    return g.reshape(g.shape[0], -1, g.shape[-1])
+
+
+def _project_input(layer: nn.Module, a: Tensor, A_Ik: Tensor) -> Tensor:
+    """A' a for each position, with the bias as one more input that is always 1: (B, T, ka)."""
+    match layer:
+        case nn.Linear():
+            weight, bias = A_Ik[: layer.in_features], A_Ik[layer.in_features :]
+            out = a.reshape(a.shape[0], -1, a.shape[-1]) @ weight
+            return out + bias if layer.bias is not None else out
+        case nn.Conv2d():
+            patch = layer.weight[0].numel()
+            kernel = A_Ik[:patch].mT.reshape(-1, *layer.weight.shape[1:])
+            bias = A_Ik[patch] if layer.bias is not None else None
+            out = F.conv2d(a, kernel, bias, layer.stride, layer.padding, layer.dilation)
+            return out.flatten(2).mT
+        case nn.Embedding():
+            out = A_Ik[a.reshape(a.shape[0], -1)]
+            if layer.padding_idx is not None:
+                out = out * (a != layer.padding_idx).reshape(*out.shape[:2], 1)
+            return out
+    raise AssertionError(f"no factorised form for {type(layer).__name__}")
+
+
+def input_rows(layer: nn.Module, a: Tensor) -> Tensor:
+    """The layer's input as the matrix view sees it, (B, T, I): patches of a convolution, the bias."""
+    if isinstance(layer, nn.Embedding):
+        return F.one_hot(a.reshape(a.shape[0], -1), layer.num_embeddings).to(layer.weight.dtype)
+    if isinstance(layer, nn.Conv2d):
+        rows = _patches(layer, a).mT
+    else:
+        rows = a.reshape(a.shape[0], -1, a.shape[-1])
+    ones = rows.new_ones(*rows.shape[:2], 1)
+    return torch.cat([rows, ones], 2) if layer.bias is not None else rows
+
+
+def _patches(layer: nn.Conv2d, a: Tensor) -> Tensor:
+    """Patches that a convolution sees, (B, in_channels * kernel, T)."""
+    reach = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+    match layer.padding:
+        case "same":
+            sides = [(r // 2, r - r // 2) for r in reach]
+        case "valid":
+            sides = [(0, 0), (0, 0)]
+        case (high, wide):
+            sides = [(int(high), int(high)), (int(wide), int(wide))]
+    (top, bottom), (left, right) = sides
+    padded = F.pad(a, (left, right, top, bottom))
+    return F.unfold(padded, layer.kernel_size, layer.dilation, 0, layer.stride)
+
+
+def dense_input(layer: nn.Module, a: Tensor) -> Tensor:
+    """What the gradient of a dense site needs of the layer's input: for a norm, normalised."""
+    match layer:
+        case nn.BatchNorm1d() | nn.BatchNorm2d():
+            return F.batch_norm(a, layer.running_mean, layer.running_var, eps=layer.eps)
+        case nn.GroupNorm():
+            return F.group_norm(a, layer.num_groups, eps=layer.eps)
+        case nn.LayerNorm():
+            return F.layer_norm(a, layer.normalized_shape, eps=layer.eps)
+    return a
+
+
+def dense_gradient(layer: nn.Module, kept: Tensor, g: Tensor) -> Tensor:
+    """Exact gradient of a grouped convolution or of a norm's affine part, (B, d)."""
+    if isinstance(layer, nn.Conv2d):
+        batch, groups = g.shape[0], layer.groups
+        patches = _patches(layer, kept).reshape(batch, groups, -1, g.shape[2] * g.shape[3])
+        weight = torch.matmul(g.reshape(batch, groups, -1, patches.shape[-1]), patches.mT)
+        parts = [weight.flatten(1), g.sum((2, 3))]
+    elif isinstance(layer, nn.LayerNorm):
+        parts = [v.reshape(len(g), -1, layer.weight.numel()).sum(1) for v in (g * kept, g)]
+    else:
+        parts = [v.flatten(2).sum(2) if v.dim() > 2 else v for v in (g * kept, g)]
+    return torch.cat(parts if layer.bias is not None else parts[:1], 1)
+
+
+def loop_gradients(
+    view: View, x_B: Tensor, key_B: Tensor, target_B: Tensor, places: Sequence[Site]
+) -> dict[Site, Tensor]:
+    """The oracle: one backward call an example, exact gradients as `featurize` lays them out.
+
+    Factorised sites give (B, rows * columns), with the bias as the last column; dense ones (B, d).
+    """
+    names = [n for s in places for n in s.parameters]
+    values = [view.network.get_parameter(n) for n in names]
+    rows: dict[Site, list[Tensor]] = {s: [] for s in places}
+    with frozen(view.network), torch.enable_grad():
+        for value in values:
+            value.requires_grad_()
+        for one in range(len(x_B)):
+            b = slice(one, one + 1)
+            f = margin(view.logits(x_B[b], key_B[b]), target_B[b])
+            grads = torch.autograd.grad(f.sum(), values, materialize_grads=True)
+            found = dict(zip(names, grads, strict=True))
+            for site in places:
+                rows[site].append(_laid_out(site, [found[n] for n in site.parameters]))
+    return {s: torch.stack(r) for s, r in rows.items()}
+
+
+def _laid_out(site: Site, grads: Sequence[Tensor]) -> Tensor:
+    if site.kind == "embedding":
+        return grads[0].mT.flatten()
+    if site.factorised:
+        return torch.cat([g.reshape(site.rows, -1) for g in grads], 1).flatten()
+    return torch.cat([g.flatten() for g in grads])

@@ -1,0 +1,172 @@
+"""One vector for each training example, one inner product for the whole ensemble.
+
+With w_m the whitened features of member m of M and q the ensemble's mean 1 - p,
+
+    score(z, i) = 1/M sum_m <w_m(z), w_m(i)> * q_i ** power
+
+so the whitened members side by side, the power of q folded into the training row, make one flat
+FAISS inner-product index: its top k are the proponents, the top k of the negated query the
+opponents, both exact (`Exact`). `compress` squeezes it by a PCA basis V with one block V_m a
+member: a training row is r_i = sum_m V_m' w_m(i), a query u_m = V_m' w_m(z), and u_m . r_i
+approximates member m's score.
+
+Axes: N training examples, T queries, M members, K features of a member, d PCA dimensions, H hits.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import faiss
+import numpy as np
+import torch
+from torch import Tensor
+
+from .estimators import Whitening, whitening
+from .records import EstimatorSpec, Report, silent
+
+OVERSAMPLING = 64  # directions beyond d in the range finder
+RANGE_MEMBERS = 25  # members whose range is sketched; the others lie close to it
+
+
+@dataclass(frozen=True, eq=False)
+class Exact:
+    """The whitened members side by side in memory: N * M * K * 4 bytes."""
+
+    rows: faiss.Index
+    whitenings: tuple[Whitening, ...]
+
+    def query(self, blocks: Sequence[Tensor]) -> np.ndarray:
+        """Query vectors (T, M * K) of the members' features of the same T examples."""
+        w = [white(phi) for white, phi in zip(self.whitenings, blocks, strict=True)]
+        return torch.cat(w, 1).div_(len(w)).numpy()
+
+    def search(self, u_TF: np.ndarray, k: int, opponents: bool = False) -> tuple:
+        """Scores (T, k) and training positions (T, k), strongest first."""
+        return search(self.rows, u_TF, k, opponents)
+
+    def member_scores(self, u_F: np.ndarray, hits_H: np.ndarray) -> np.ndarray:
+        """Each member's score of the hits of one query, (M, H); their mean is the score."""
+        rows_HF = self.rows.reconstruct_batch(hits_H)
+        members = len(self.whitenings)
+        return np.stack(
+            [
+                members * r_HK @ u_K
+                for r_HK, u_K in zip(
+                    np.split(rows_HF, members, 1), np.split(u_F, members), strict=True
+                )
+            ]
+        )
+
+
+def exact(blocks: Sequence[Tensor], q_N: Tensor, spec: EstimatorSpec) -> Exact:
+    """The exact index of the members' training features (N, K) and mean q (N,)."""
+    whitenings = tuple(whitening(phi, spec) for phi in blocks)
+    w = [white(phi) for white, phi in zip(whitenings, blocks, strict=True)]
+    rows_NF = torch.cat(w, 1) * factor(q_N, spec)[:, None]
+    index = faiss.IndexFlatIP(rows_NF.shape[1])
+    index.add(rows_NF.numpy())
+    return Exact(index, whitenings)
+
+
+def factor(q_N: Tensor, spec: EstimatorSpec) -> Tensor:
+    """What a training row is multiplied by: mean q to the power chosen."""
+    return q_N**spec.q_power
+
+
+def search(
+    rows: faiss.Index, u_TF: np.ndarray, k: int, opponents: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Top k by inner product, or bottom k: the top k of the negated queries, negated."""
+    sign = -1 if opponents else 1
+    scores_Tk, ids_Tk = rows.search(np.ascontiguousarray(sign * u_TF, np.float32), k)
+    return sign * scores_Tk, ids_Tk
+
+
+@dataclass(frozen=True, eq=False)
+class Compressed:
+    """What `compress` makes; `Member` queries come from `projectors`."""
+
+    rows: faiss.Index  # r_i * q_i ** power * scale, half precision
+    scale: float
+    queries_TMd: np.ndarray  # float16, of the test examples it was made with
+    projectors_MKd: np.ndarray  # float16: u_m = phi_m @ projectors[m], see `unit`
+    unit: bool  # phi is to be scaled to length one first
+    self_influence_N: np.ndarray  # float32, without q
+
+    def search(self, u_Md: np.ndarray, k: int, opponents: bool = False) -> np.ndarray:
+        """Training positions (k,), strongest first, of the members' query vectors."""
+        mean_1d = u_Md.mean(0, dtype=np.float32)[None]
+        return search(self.rows, mean_1d, k, opponents)[1][0]
+
+    def member_scores(self, u_Md: np.ndarray, hits_H: np.ndarray) -> np.ndarray:
+        """Each member's approximate score of the hits, (M, H); their mean is the score."""
+        rows_Hd = self.rows.reconstruct_batch(np.ascontiguousarray(hits_H, np.int64))
+        return u_Md.astype(np.float32) @ rows_Hd.T / self.scale
+
+
+def compress(
+    members: int,
+    train: Callable[[int], Tensor],
+    queries: Callable[[int], Tensor],
+    q_N: Tensor,
+    spec: EstimatorSpec,
+    dims: int,
+    seed: int,
+    report: Report = silent,
+) -> Compressed:
+    """The index squeezed to `dims` dimensions by a streamed range finder and PCA.
+
+    ``train(m)`` and ``queries(m)`` give member m's features, (N, K) and (T, K) float32; one
+    member is held at a time, and nothing of size N * N or M * K * N. Two passes: the first
+    sketches the range of the members' rows (arXiv 0909.4061, algorithm 4.1, with one power
+    step), the second projects every member on it.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    count = len(q_N)
+    dims = min(dims, count)
+    width = min(count, dims + OVERSAMPLING)
+    whitenings: list[Whitening] = []
+    sketched = set(np.linspace(0, members - 1, min(members, RANGE_MEMBERS)).astype(int).tolist())
+    S_Nl = torch.randn(count, width, generator=draw)
+    Y_Nl = torch.zeros(count, width)
+    for m in range(members):
+        report("fit", m, 2 * members)
+        phi_NK = train(m)
+        whitenings.append(whitening(phi_NK, spec))
+        if m in sketched:
+            w_NK = whitenings[m](phi_NK)
+            Y_Nl += w_NK @ (w_NK.mT @ S_Nl)
+    Q_Nl, _ = torch.linalg.qr(Y_Nl)
+    gram_ll = torch.zeros(width, width)
+    half_MKl: list[np.ndarray] = []
+    query_TMl: list[Tensor] = []
+    for m in range(members):
+        report("fit", members + m, 2 * members)
+        white = whitenings[m]
+        B_Kl = white(train(m)).mT @ Q_Nl
+        gram_ll += B_Kl.mT @ B_Kl
+        query_TMl.append(white(queries(m)) @ B_Kl)
+        P_Kl = B_Kl if white.matrix_KK is None else white.matrix_KK @ B_Kl
+        half_MKl.append(P_Kl.half().numpy())
+    eigen_l, U_ll = torch.linalg.eigh(gram_ll.double())
+    keep = eigen_l.argsort(descending=True)[:dims]
+    singular_d = eigen_l[keep].clamp_min(1e-12).sqrt().float()
+    U_ld = U_ll[:, keep].float()
+    rows_Nd = Q_Nl @ (U_ld * singular_d)  # Q U S, the rows on the basis V = B'U / S
+    turn_ld = (U_ld / singular_d).float()
+    weighted_Nd = rows_Nd * factor(q_N, spec)[:, None]
+    scale = 1 / float(weighted_Nd.abs().max())
+    index = faiss.IndexScalarQuantizer(
+        dims, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
+    )
+    index.train(weighted_Nd.numpy())
+    index.add((weighted_Nd * scale).numpy())
+    report("fit", 2 * members, 2 * members)
+    return Compressed(
+        index,
+        scale,
+        torch.stack([u_Tl @ turn_ld for u_Tl in query_TMl], 1).half().numpy(),
+        np.stack([(torch.from_numpy(P_Kl).float() @ turn_ld).half().numpy() for P_Kl in half_MKl]),
+        whitenings[0].unit,
+        (rows_Nd.square().sum(1) / members).numpy(),
+    )

@@ -1,0 +1,202 @@
+"""Builds started from the browser: processes of their own, with a status file each.
+
+A job is the folder ``jobs/<id>/`` of the cache: ``request.json`` (the options), ``status.json``
+(written by the process as it goes), ``log.txt``. It survives the tab and the server. A process
+that died without saying so is noticed by its number and start time.
+"""
+
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from .records import Report, UserError
+from .store import is_id, writable
+
+State = Literal["running", "done", "failed", "cancelled"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is known of a job now."""
+
+    id: str
+    state: State
+    stage: str = "starting"
+    done: int = 0
+    total: int = 0
+    seconds: float = 0.0  # since it began
+    left: float | None = None  # seconds left of this stage, where that can be told
+    build: str | None = None
+    error: str = ""
+    options: tuple[str, ...] = ()
+
+
+def start(cache: Path, options: list[str]) -> str:
+    """Start ``python -m attribution build`` with `options`, detached; returns the job's id."""
+    job_id = secrets.token_hex(6)
+    place = cache / "jobs" / job_id
+    with writable(cache):
+        place.mkdir(parents=True)
+        write(place / "request.json", {"options": options, "created": time.time()})
+        command = [sys.executable, "-m", "attribution", "build", *options]
+        command += ["--cache", str(cache), "--job", job_id]
+        with (place / "log.txt").open("wb") as log:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                cwd=Path(__file__).parent.parent,
+            )
+        write(place / "process.json", {"pid": process.pid, "began": began(process.pid)})
+    # Reaped when it ends, so that a finished job does not linger as a zombie that looks alive.
+    threading.Thread(target=process.wait, daemon=True).start()
+    return job_id
+
+
+def all_jobs(cache: Path) -> list[Job]:
+    """Every job, newest first."""
+    folder = cache / "jobs"
+    places = [p for p in folder.iterdir() if is_id(p.name)] if folder.is_dir() else []
+    found = [(read(p / "request.json"), p) for p in places]
+    newest = sorted(found, key=lambda pair: pair[0].get("created", 0), reverse=True)
+    return [_job(place, request) for request, place in newest]
+
+
+def _job(place: Path, request: dict[str, Any]) -> Job:
+    status = read(place / "status.json")
+    options = tuple(request.get("options", ()))
+    known = {k: status[k] for k in ("stage", "done", "total", "seconds", "left") if k in status}
+    state = status.get("state", "running")
+    if state == "running" and not alive(place):
+        if (place / "cancelled").exists():
+            return Job(id=place.name, state="cancelled", options=options, **known)
+        status = read(place / "status.json")  # it may have ended in between
+        state = status.get("state", "running")
+        if state == "running":
+            lines = log_text(place).strip().splitlines()
+            return Job(
+                id=place.name,
+                state="failed",
+                error=lines[-1] if lines else "the process ended without a word",
+                options=options,
+                **known,
+            )
+    return Job(
+        id=place.name,
+        state=state,
+        build=status.get("build"),
+        error=status.get("error", ""),
+        options=options,
+        **known,
+    )
+
+
+def log(cache: Path, job_id: str) -> str:
+    """The last part of a job's log, plain text."""
+    return log_text(place_of(cache, job_id))
+
+
+def log_text(place: Path, size: int = 20_000) -> str:
+    try:
+        return (place / "log.txt").read_bytes()[-size:].decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def cancel(cache: Path, job_id: str) -> None:
+    """End a running job; what it has finished so far stays and is used by the next build."""
+    place = place_of(cache, job_id)
+    if not alive(place):
+        return
+    with writable(cache):
+        (place / "cancelled").touch()
+    os.killpg(read(place / "process.json")["pid"], signal.SIGTERM)
+
+
+def place_of(cache: Path, job_id: str) -> Path:
+    place = cache / "jobs" / job_id
+    if not (is_id(job_id) and place.is_dir()):
+        raise UserError(
+            found=f"no job {job_id!r}", wanted="a job of this cache", next_step="reload the page"
+        )
+    return place
+
+
+def reporter(place: Path, then: Report) -> tuple[Report, Callable[..., None]]:
+    """For the process itself: a `Report` that keeps the status file, and a last word.
+
+    The last word is ``finish(state="done", build=...)`` or ``finish(state="failed", error=...)``.
+    """
+    first = time.time()
+    marks: dict[str, Any] = {"stage": "", "at": first, "from": 0, "written": 0.0}
+
+    def report(stage: str, done: int, total: int) -> None:
+        now = time.time()
+        if stage != marks["stage"]:
+            marks.update(stage=stage, at=now, written=0.0)
+            marks["from"] = done
+        then(stage, done, total)
+        if now - marks["written"] < 0.3 and done < total:
+            return
+        marks["written"] = now
+        gained = done - marks["from"]
+        left = (now - marks["at"]) / gained * (total - done) if gained > 0 else None
+        status = {"stage": stage, "done": done, "total": total}
+        write(
+            place / "status.json",
+            {"state": "running", **status, "seconds": now - first, "left": left},
+        )
+
+    def finish(**last: str) -> None:
+        write(
+            place / "status.json",
+            {**read(place / "status.json"), "left": None, "seconds": time.time() - first, **last},
+        )
+
+    return report, finish
+
+
+def alive(place: Path) -> bool:
+    """Whether the job's process still runs, and is the one that was started."""
+    process = read(place / "process.json")
+    return bool(process) and began(process["pid"]) == process["began"] is not None
+
+
+def began(pid: int) -> str | None:
+    """When process `pid` started, or None where there is no such process (or only its remains)."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if fields[0] == "Z" else fields[19]
+    except OSError:
+        pass
+    if Path("/proc/self/stat").exists():
+        return None
+    found = subprocess.run(
+        ["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False
+    )
+    return found.stdout.strip() or None
+
+
+def read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def write(path: Path, values: dict[str, Any]) -> None:
+    """Write JSON so that a reader sees the old file or the new one."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(values))
+    temporary.replace(path)

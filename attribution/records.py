@@ -1,0 +1,181 @@
+"""Frozen values that pass between the stages, and the ids that name them.
+
+An id is the hash of everything that made the thing, so "it exists" means "it is the one asked
+for". Every record here is a plain value: it knows no path, no tensor and no network.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, is_dataclass
+from typing import Any, Literal
+
+FORMAT = 1  # of the cache; part of every id, so another format is another artifact
+
+NoiseKind = Literal["uniform", "class"]
+Verdict = Literal["keep", "relabel", "drop"]
+Report = Callable[[str, int, int], None]
+"""Called as ``report(stage, done, total)`` while something long runs."""
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """The :data:`Report` that says nothing."""
+
+
+class UserError(Exception):
+    """A mistake that the user can mend: what was found, what was wanted, and the next step.
+
+    The command line prints the sentence and exits 2; a page shows it as a notice.
+    """
+
+    def __init__(self, *, found: str, wanted: str, next_step: str) -> None:
+        super().__init__(f"{found}; wanted {wanted}: {next_step}.")
+        self.found, self.wanted, self.next_step = found, wanted, next_step
+
+
+def known(kind: str, name: str, names: Mapping[str, Any] | tuple[str, ...], option: str) -> None:
+    """Raise :class:`UserError` unless `name` is one of `names`, listing them."""
+    if name not in names:
+        raise UserError(
+            found=f"unknown {kind} {name!r}",
+            wanted=f"one of {', '.join(names)}",
+            next_step=f"choose one with {option}",
+        )
+
+
+def content_id(*parts: Any) -> str:
+    """Twelve hexadecimal digits that name `parts` (records, mappings, strings, numbers, bytes)."""
+
+    def plain(part: Any) -> Any:
+        if is_dataclass(part) and not isinstance(part, type):
+            return {type(part).__name__: asdict(part)}
+        return part.hex() if isinstance(part, bytes) else part
+
+    text = json.dumps([FORMAT, *map(plain, parts)], sort_keys=True, default=list)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """A data set and the label noise put into its training half on purpose.
+
+    Split and noise belong to the data, not to a build's seed: two builds with other seeds see
+    the same examples with the same labels.
+    """
+
+    name: str = "mnist5k"
+    noise: float = 0.0  # share of training labels flipped
+    noise_kind: NoiseKind = "uniform"
+    noise_seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """One training run: a network, a recipe and a seed."""
+
+    data_id: str
+    model: str
+    model_code: str = ""  # hash of the file behind FILE.py:FUNCTION, so an edit is another run
+    width: float = 1.0  # ResNet-9's channel factor
+    epochs: int = 50
+    learning_rate: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    batch: int = 64
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One gradient-giving view of a trained run: the plain network, or one dropout mask of it.
+
+    The mask is a function of (mask, example, site, unit) alone, so a member's features do not
+    depend on batch size, order or shard (`attribution.members`).
+    """
+
+    run_id: str
+    mask: int | None = None  # None: the network as trained, no dropout
+    p: float = 0.0  # share of units the mask drops
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSpec:
+    """How a member's per-example gradients are projected."""
+
+    basis: Literal["own", "random"] = "own"
+    ka: int = 32  # directions kept of each layer's input
+    kg: int = 16  # directions kept of each layer's output gradient
+    seed: int = 0  # of the random basis, and of the sketch behind the own one
+
+
+@dataclass(frozen=True, kw_only=True)
+class EstimatorSpec:
+    """How feature blocks become scores (`attribution.estimators`)."""
+
+    name: str = "trak"
+    damping: float = 3.0  # times the mean diagonal of the kernel
+    q_power: float = 0.5  # power of the ensemble's mean q; the paper has 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildSpec:
+    """Everything that makes a build."""
+
+    data: DataSpec = field(default_factory=DataSpec)
+    model: str = "mlp"
+    width: float = 1.0
+    epochs: int = 50
+    strategy: Literal["naive", "dropout"] = "dropout"
+    models: int = 5
+    masks: int = 20
+    p: float = 0.1
+    features: FeatureSpec = field(default_factory=FeatureSpec)
+    estimator: EstimatorSpec = field(default_factory=EstimatorSpec)
+    index_dims: int = 1024
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hit:
+    """A training example that a query found."""
+
+    train_id: int  # position in the build's training set
+    score: float  # positive: a proponent, raises the margin of the query's target
+    stderr: float | None  # of the score; `Answer.noise` says what it carries; None for one member
+    agreement: float  # share of members with the mean's sign
+    label: int  # the given label
+
+    @property
+    def shaky(self) -> bool:
+        """Not told apart from zero: within two standard errors, or members disagree."""
+        return self.agreement < 0.8 or (
+            self.stderr is not None and abs(self.score) < 2 * self.stderr
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a query found: the hits of one test example for one target class."""
+
+    test_id: int
+    label: int
+    predicted: int
+    target: int
+    proponents: tuple[Hit, ...]
+    opponents: tuple[Hit, ...]
+    noise: str  # which noise the error bars carry, in words
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """One act of a reviewer, as the append-only log keeps it."""
+
+    seq: int
+    data_id: str
+    example_id: str
+    verdict: Verdict
+    label: int | None  # the new label of a relabel
+    reviewer: str
+    time: str  # ISO 8601, UTC
+    build_id: str
+    evidence: str  # JSON: the signals that were shown

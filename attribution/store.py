@@ -1,0 +1,233 @@
+"""Artifacts on disk: whole or absent, named by what made them. `cache/README.md` has the format.
+
+The only file that writes below the cache. An artifact is a folder ``<kind>/<id>/`` of arrays and a
+``manifest.json`` with a checksum of each. It is written under a temporary name and renamed, so a
+reader sees all of it or none; a second writer of the same id waits for the first and takes its
+result.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from safetensors.torch import load_file, save
+
+from .records import FORMAT, UserError
+
+KINDS = ("pixels", "data", "run", "sites", "features", "index", "build")
+REBUILD = "remove that folder and run the same `build` again, which makes what is missing"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One finished artifact: its folder and its manifest, files verified at first read."""
+
+    place: Path
+    manifest: Mapping[str, Any]
+    verified: set[str]
+
+    def array(self, name: str, memory_map: bool = False) -> np.ndarray:
+        """The array `name`; memory-mapped on request. Raises `UserError` when damaged."""
+        path = self.file(f"{name}.npy")
+        return np.load(path, mmap_mode="r" if memory_map else None, allow_pickle=False)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The state dict of a run."""
+        return load_file(self.file("weights.safetensors"))
+
+    def bytes_of(self, name: str) -> bytes:
+        return self.file(name).read_bytes()
+
+    def file(self, name: str) -> Path:
+        """The path of a file of this artifact, its checksum verified at the first call."""
+        path = self.place / name
+        if name not in self.verified:
+            wanted = self.manifest["files"].get(name, {}).get("sha256")
+            found = _checksum(path) if path.is_file() else None
+            if found is None or found != wanted:
+                raise damaged(path, "a missing file" if found is None else "another checksum")
+            self.verified.add(name)
+        return path
+
+    @property
+    def size(self) -> int:
+        return sum(f["bytes"] for f in self.manifest["files"].values())
+
+
+def damaged(path: Path, found: str) -> UserError:
+    return UserError(
+        found=f"{path} is damaged ({found})",
+        wanted="the file that the manifest describes",
+        next_step=REBUILD,
+    )
+
+
+class Draft:
+    """An artifact in the making: files go to a temporary folder."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.notes: dict[str, Any] = {}
+        self.created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+    def array(self, name: str, values: np.ndarray) -> None:
+        np.save(self.place / f"{name}.npy", values, allow_pickle=False)
+
+    def weights(self, values: Mapping[str, torch.Tensor]) -> None:
+        whole = {k: v.detach().cpu().contiguous() for k, v in values.items()}
+        self.bytes_of("weights.safetensors", save(whole))
+
+    def bytes_of(self, name: str, content: bytes) -> None:
+        (self.place / name).write_bytes(content)
+
+    def note(self, **notes: Any) -> None:
+        """Facts for the manifest (JSON values)."""
+        self.notes |= notes
+
+
+class Store:
+    """The cache folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._open: dict[tuple[str, str], Artifact] = {}
+
+    def find(self, kind: str, name: str) -> Artifact | None:
+        """The artifact, or None where it is absent. Raises `UserError` when damaged."""
+        if (kind, name) in self._open:
+            return self._open[kind, name]
+        place = self.root / kind / name
+        path = place / "manifest.json"
+        if not place.is_dir():
+            return None
+        try:
+            manifest = json.loads(path.read_text())
+            found = manifest["format"]
+            assert isinstance(manifest["files"], dict)
+        except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+            raise damaged(path, "no readable manifest") from error
+        if found != FORMAT:
+            raise UserError(
+                found=f"{path} in cache format {found}",
+                wanted=f"format {FORMAT}",
+                next_step="use the version that wrote it, or another --cache",
+            )
+        self._open[kind, name] = Artifact(place, manifest, set())
+        return self._open[kind, name]
+
+    def all(self, kind: str) -> list[Artifact]:
+        """The finished artifacts of a kind, newest first; damaged ones are passed over."""
+        found = []
+        folder = self.root / kind
+        for place in folder.iterdir() if folder.is_dir() else ():
+            try:
+                artifact = self.find(kind, place.name) if is_id(place.name) else None
+            except UserError:
+                continue
+            if artifact:
+                found.append(artifact)
+        return sorted(found, key=lambda a: a.manifest["created"], reverse=True)
+
+    def make(
+        self, kind: str, name: str, fill: Callable[[Draft], None], made_by: Mapping[str, Any]
+    ) -> Artifact:
+        """The artifact, filled by `fill` if it is absent; `made_by` goes into the manifest.
+
+        Raises `UserError` where the cache cannot be written or is full; nothing is left behind.
+        """
+        if found := self.find(kind, name):
+            return found
+        place = self.root / kind / name
+        with writable(self.root):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            locks = self.root / "locks"
+            locks.mkdir(exist_ok=True)
+            with FileLock(locks / f"{kind}-{name}.lock"):
+                if found := self.find(kind, name):  # another process was faster
+                    return found
+                sweep(place.parent, name)
+                with tempfile.TemporaryDirectory(
+                    dir=place.parent, prefix=f".{name}-", ignore_cleanup_errors=True
+                ) as temporary:
+                    whole = Path(temporary) / "whole"
+                    whole.mkdir()
+                    draft, began = Draft(whole), time.perf_counter()
+                    fill(draft)
+                    manifest = {
+                        "format": FORMAT,
+                        "kind": kind,
+                        "id": name,
+                        "created": draft.created,
+                        "seconds": round(time.perf_counter() - began, 3),
+                        "made_by": made_by,
+                        "files": {
+                            p.name: {"bytes": p.stat().st_size, "sha256": _checksum(p)}
+                            for p in sorted(whole.iterdir())
+                        },
+                        **draft.notes,
+                    }
+                    text = json.dumps(manifest, indent=1, default=_plain)
+                    (whole / "manifest.json").write_text(text)
+                    for path in whole.iterdir():
+                        _flush(path)
+                    whole.rename(place)
+                _flush(place.parent)
+        found = self.find(kind, name)
+        assert found is not None
+        return found
+
+
+@contextmanager
+def writable(root: Path) -> Iterator[None]:
+    """Turn the operating system's refusals into one sentence about the cache."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        free = "a full disk" if full else f"{os.strerror(error.errno or 0).lower()}"
+        raise UserError(
+            found=f"the cache {root} cannot be written ({free})",
+            wanted="a folder with room that this user may write to",
+            next_step="free some space or choose another with --cache"
+            if full
+            else "mend its permissions or choose another with --cache",
+        ) from error
+
+
+def sweep(folder: Path, name: str) -> None:
+    """Remove what a killed writer of `name` left; its lock is held, so nobody writes it now."""
+    for left in folder.glob(f".{name}-*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def is_id(name: str) -> bool:
+    return len(name) == 12 and set(name) <= set("0123456789abcdef")
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value.tolist()

@@ -1,0 +1,44 @@
+"""`python -m bench` lists the benchmarks, `python -m bench NAME` runs one."""
+
+import argparse
+import json
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import torch
+
+from attribution.records import UserError, known
+
+from .rows import Options, table
+
+NAMES = ("demo", "member", "mislabels", "peers")
+
+
+def main() -> int:
+    """Returns 0, or 2 after one sentence when something was asked for that is not there."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("name", nargs="?", help="without one, the benchmarks are listed")
+    parser.add_argument("--json", action="store_true", help="one JSON list on standard output")
+    parser.add_argument("--threads", type=int, default=Options.threads, help="of the processor")
+    parser.add_argument("--repeats", type=int, default=0, help="instead of the benchmark's own")
+    parser.add_argument("--cifar10", type=Path, metavar="PATH", help="folder with train.parquet")
+    given = parser.parse_args()
+    if given.name is None:
+        for name in NAMES:
+            print(f"{name:12}{(import_module(f'bench.{name}').__doc__ or '').splitlines()[0]}")
+        return 0
+    try:
+        known("benchmark", given.name, NAMES, "python -m bench NAME")
+        torch.set_num_threads(given.threads)
+        options = Options(given.threads, given.repeats, given.cifar10)
+        rows = import_module(f"bench.{given.name}").measure(options)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(json.dumps([r.document() for r in rows], indent=1) if given.json else table(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""Drives the app in a real Chromium: for the click benchmark, the tests and the screenshots."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from playwright.sync_api import Browser, sync_playwright
+
+ROOT = Path(__file__).parents[1]
+FLAGS = [
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+def chromium_path() -> str | None:
+    """Where a Chromium or Chrome is, or None."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    return next(filter(None, map(shutil.which, names)), None)
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """A headless browser. Raises RuntimeError when there is none."""
+    path = chromium_path()
+    if path is None:
+        raise RuntimeError("no chromium, chromium-browser or google-chrome in PATH: install one")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def app_server(cache: Path, workspace: Path, seconds: float = 60) -> Iterator[str]:
+    """The app on a free port, as the command line starts it; gives its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "attribution", "app", "--port", str(port)]
+    command += ["--cache", str(cache), "--workspace", str(workspace)]
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "STREAMLIT_SERVER_HEADLESS": "true"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    url = f"http://localhost:{port}"
+    try:
+        for _ in range(int(seconds * 10)):
+            if process.poll() is not None:
+                assert process.stdout is not None
+                raise RuntimeError(f"the app did not start: {process.stdout.read()}")
+            if _healthy(url):
+                break
+            time.sleep(0.1)
+        else:
+            raise RuntimeError(f"the app did not answer within {seconds:g} s")
+        yield url
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _healthy(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/_stcore/health", timeout=1) as answer:
+            return answer.status == 200
+    except OSError:
+        return False

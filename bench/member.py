@@ -1,0 +1,72 @@
+"""Features of one member on ResNet-9 against one plain forward and backward of the same batch.
+
+ResNet-9 at full width (4.8 million parameters), 32 x 32 colour images, the default projection. The
+plain pass is the same network in the same evaluation mode, with the weight gradients of the
+batch's summed loss. The basis is found once a network and shared by its masks: a row of its own.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from attribution.features import Examples, block, projected
+from attribution.models import resnet9
+from attribution.records import FeatureSpec
+
+from .images import colour_images
+from .rows import Options, Row, interleaved, ratios, row
+
+BATCH = 64
+BASIS_IMAGES = 256
+
+
+def measure(options: Options) -> list[Row]:
+    torch.manual_seed(0)
+    network = resnet9(3, 32, 10, 1.0).eval()
+    images, what = colour_images(BASIS_IMAGES, options.cifar10)
+    batch = images[slice(0, BATCH)]
+    spec = FeatureSpec()
+    made = projected(network, images, spec)
+    seconds = interleaved(
+        options.times(7),
+        {
+            "plain": lambda: plain(network, batch),
+            "naive": lambda: block(made.view(), batch, made.projections, BATCH),
+            "dropout": lambda: block(made.view(0, 0.1), batch, made.projections, BATCH),
+        },
+    )
+    basis = interleaved(
+        options.times(2),
+        {
+            "plain": lambda: plain(network, batch),
+            "basis": lambda: projected(network, images, spec),
+        },
+    )
+    features = sum(
+        t[0].shape[1] * (t[1].shape[1] if len(t) > 1 else 1) for t in made.projections.values()
+    )
+    note = f"{what}, batch {BATCH}, {features} dims"
+    return [
+        row(
+            f"ResNet-9, one {kind} member / plain forward + backward ({note})",
+            ratios(seconds[kind], seconds["plain"]),
+            "x",
+            at_most=1.0,
+        )
+        for kind in ("naive", "dropout")
+    ] + [
+        row("plain forward + backward", [s / BATCH * 1e3 for s in seconds["plain"]], "ms an image"),
+        row(
+            f"own basis of the network and check of its sites, {BASIS_IMAGES} images / plain "
+            "forward + backward of one batch, once a network",
+            ratios(basis["basis"], basis["plain"]),
+            "x",
+        ),
+        row("parameters covered", made.coverage, "", at_least=0.95),
+    ]
+
+
+def plain(network: nn.Module, batch: Examples) -> None:
+    """One forward and backward with weight gradients."""
+    network.zero_grad(set_to_none=True)
+    F.cross_entropy(network(batch.x_N), batch.target_N, reduction="sum").backward()

@@ -1,0 +1,149 @@
+"""Start a build and watch it; it goes on when the tab is closed."""
+
+import streamlit as st
+
+from pages.parts.grid import notice
+from pages.parts.opened import engine, members
+from pages.parts.words import size, span
+
+RUNNING = "running"
+MARKS = {
+    "running": ":blue-badge[running]",
+    "done": ":green-badge[done]",
+    "failed": ":red-badge[failed]",
+    "cancelled": ":gray-badge[cancelled]",
+}
+
+
+def main() -> None:
+    st.title("Builds", anchor=False)
+    st.caption(
+        "A build trains the networks and notes how each training image pulls on them. "
+        "It runs in the background: closing this tab does not stop it."
+    )
+    notice()
+    left, right = st.columns([4, 7], gap="large")
+    with left:
+        form()
+    with right:
+        busy = any(job.state == RUNNING for job in engine().jobs())
+        # Polls only while there is something to poll for.
+        st.fragment(jobs, run_every=1.0 if busy else None)(busy)
+        table()
+
+
+def form() -> None:
+    """The fields of a build; sends the same options as the command line has."""
+    with st.form("build", border=True):
+        st.subheader("New build", anchor=False)
+        data = st.selectbox(
+            "Data", ["mnist5k"], key="data", accept_new_options=True,
+            help="A data set by name. mnist5k: 4,500 training and 500 test images of digits.",
+        )
+        noise = st.slider(
+            "Wrong labels put in on purpose, %", 0, 50, 10, key="noise",
+            help="To see whether they are found again. The true labels are kept aside.",
+        )
+        model = st.selectbox(
+            "Network", ["mlp", "cnn", "resnet9"], key="model", accept_new_options=True,
+            help="mlp is the fastest; or timm:NAME, torchvision:NAME.",
+        )
+        one, two = st.columns(2)
+        networks = one.number_input(
+            "Networks", 1, 50, 5, key="models", help="Trained independently."
+        )
+        masks = two.number_input(
+            "Masks of each", 0, 100, 20, key="masks",
+            help="Dropout masks of each network: more members at a small price. "
+            "0 uses the networks as they are.",
+        )
+        epochs = st.number_input("Epochs", 1, 500, 50, key="epochs", help="Passes over the data.")
+        with st.expander("More settings"):
+            kind = st.selectbox(
+                "Kind of wrong labels", ["uniform", "class"], key="noise_kind",
+                help="uniform: any other class; class: the classes it is easily taken for.",
+            )
+            dropout = st.slider("Share dropped by a mask", 0.05, 0.5, 0.1, 0.05, key="dropout")
+            width = st.number_input("Width of resnet9", 0.125, 2.0, 1.0, 0.125, key="width")
+            seed = st.number_input("Seed", 0, 2**31 - 1, 0, key="seed")
+        if st.form_submit_button("Start build", type="primary", width="stretch"):
+            options = ["--data", data, "--noise", f"{noise / 100:g}", "--noise-kind", kind]
+            options += ["--model", model, "--models", str(networks), "--epochs", str(epochs)]
+            options += ["--seed", str(seed)]
+            if masks:
+                options += ["--strategy", "dropout", "--masks", str(masks)]
+                options += ["--dropout", f"{dropout:g}"]
+            else:
+                options += ["--strategy", "naive"]
+            if model == "resnet9":
+                options += ["--width", f"{width:g}"]
+            engine().start(options)
+            st.rerun()
+
+
+def jobs(was_busy: bool) -> None:
+    """The builds that were started here, newest first."""
+    found = engine().jobs()
+    if was_busy != any(job.state == RUNNING for job in found):
+        st.rerun()  # the whole page: its table and its polling change
+    st.subheader("Started here", anchor=False)
+    if not found:
+        st.caption("None yet. Choose the settings on the left and start one.")
+    for job in found[:8]:
+        with st.container(border=True):
+            words, action = st.columns([5, 2], vertical_alignment="center")
+            words.markdown(f"{MARKS[job.state]} `{' '.join(job.options) or 'default settings'}`")
+            if job.state == RUNNING:
+                if action.button("Cancel", key=f"cancel_{job.id}", width="stretch"):
+                    engine().cancel(job.id)
+                    st.rerun(scope="fragment")
+                left = f" · about {span(job.left)} left" if job.left is not None else ""
+                st.progress(
+                    job.done / job.total if job.total else 0.0,
+                    text=f"{job.stage or 'starting'}: {job.done} of {job.total}{left}"
+                    if job.total else "starting",
+                )
+            elif job.state == "done" and job.build:
+                if action.button("Open", key=f"open_{job.id}", width="stretch", type="primary"):
+                    st.session_state["build"] = job.build
+                    st.switch_page("pages/explain.py", query_params={"build": job.build})
+            if job.error:
+                st.error(job.error, icon=":material/error:")
+            log = st.expander(
+                f"Log · {span(job.seconds)}", key=f"log_{job.id}", on_change="rerun"
+            )
+            if log.open:
+                log.code(engine().job_log(job.id) or "Nothing yet.", language=None)
+
+
+def table() -> None:
+    """Everything that is finished."""
+    st.subheader("Finished", anchor=False)
+    builds = engine().builds()
+    if not builds:
+        st.caption("None yet.")
+        return
+    st.dataframe(
+        [
+            {
+                "build": one["build"],
+                "data": one["data"],
+                "wrong on purpose": one["noise"],
+                "network": one["model"],
+                "ensemble": members(one),
+                "accuracy": one["accuracy"],
+                "time": span(sum(one["seconds"].values())),
+                "size": size(sum(one["bytes"].values())),
+            }
+            for one in builds
+        ],
+        hide_index=True,
+        column_config={
+            "accuracy": st.column_config.NumberColumn(format="percent"),
+            "wrong on purpose": st.column_config.NumberColumn(format="percent"),
+        },
+        key="finished",
+    )
+
+
+main()

@@ -1,0 +1,1 @@
+"""What pages share: the open engine, our own elements, charts and notices."""

@@ -1,0 +1,215 @@
+// A grid of thumbnails: test predictions to pick from, or hits with their scores.
+//
+// data: epoch, ack, kind ("pick" | "hit"), tone ("for" | "against"), tile (px), items, selected,
+//       verdicts, classes, empty (said when there are no items), scale (largest |score| + error)
+
+export default function (component) {
+  const { data, parentElement, setStateValue } = component;
+  const root = parentElement.querySelector(".pc");
+  const state = mounted(parentElement, () => ({ queue: new Queue(), drawn: null, open: null }));
+  state.queue.sync(data, setStateValue);
+  state.data = data;
+  if (!state.wired) {
+    state.wired = true;
+    root.addEventListener("keydown", (event) => onKey(event, root, state));
+    root.addEventListener("click", (event) => onClick(event, root, state));
+  }
+  draw(root, state);
+}
+
+const tilesOf = (root) => [...root.querySelectorAll(".tile")];
+
+function draw(root, state) {
+  const { data, queue } = state;
+  root.style.setProperty("--tile", `${data.tile}px`);
+  root.dataset.kind = data.kind;
+  root.classList.toggle("against", data.tone === "against");
+  const drawn = JSON.stringify([data.items, data.kind, data.scale]);
+  if (drawn !== state.drawn) {
+    const held = root.getRootNode().activeElement;
+    const at = held && held.classList.contains("tile") ? tilesOf(root).indexOf(held) : -1;
+    state.drawn = drawn;
+    state.open = null;
+    const grid = make("div", "tiles");
+    grid.setAttribute("role", "listbox");
+    grid.setAttribute("aria-label", data.label);
+    grid.append(...data.items.map((item) => (data.kind === "hit" ? hitTile : pickTile)(item, data)));
+    root.replaceChildren(grid);
+    if (!data.items.length) root.replaceChildren(make("div", "empty", data.empty));
+    const tiles = tilesOf(root);
+    if (at >= 0 && tiles.length) tiles[Math.min(at, tiles.length - 1)].focus({ preventScroll: true });
+  }
+  // What Python last said it shows, unless a newer pick is on its way.
+  const picks = queue.waiting.filter((action) => action.type === "pick");
+  const selected = picks.length ? picks.at(-1).id : data.selected;
+  mark(root, state, data.kind === "hit" ? state.open : selected);
+  showVerdicts(root, state);
+}
+
+function pickTile(item, data) {
+  const tile = tileFor(item);
+  tile.append(picture(item.src, item.alt, "thumb"));
+  const line = make("div", "line");
+  line.append(make("span", item.correct ? "truth" : "truth wrong", item.caption));
+  if (item.note) line.append(make("span", "quiet", item.note));
+  tile.append(line);
+  return tile;
+}
+
+function hitTile(item, data) {
+  const tile = tileFor(item);
+  tile.classList.toggle("shaky", item.shaky);
+  tile.append(picture(item.src, item.alt, "thumb"));
+  const line = make("div", "line");
+  line.append(make("span", "chip", item.caption), make("span", "score", item.score_text));
+  tile.append(line, bar(item, data.scale));
+  const agree = make("div", "line foot");
+  agree.append(make("span", "quiet", item.agreement_text));
+  if (item.shaky) agree.append(make("span", "badge", "shaky"));
+  tile.append(agree);
+  tile.title = item.title;
+  return tile;
+}
+
+function tileFor(item) {
+  const tile = make("div", "tile");
+  tile.dataset.id = item.id;
+  tile.tabIndex = -1;
+  tile.setAttribute("role", "option");
+  tile.setAttribute("aria-label", item.alt);
+  return tile;
+}
+
+// The score as a dot on a line whose ends are the same for all hits shown; its error as a band.
+function bar(item, scale) {
+  const box = make("div", "bar");
+  const place = (value) => 50 + (50 * Math.max(-scale, Math.min(scale, value))) / scale;
+  const band = make("i", "band");
+  const low = place(item.score - 2 * item.stderr);
+  band.style.left = `${low}%`;
+  band.style.width = `${Math.max(1, place(item.score + 2 * item.stderr) - low)}%`;
+  const dot = make("i", "dot");
+  dot.style.left = `${place(item.score)}%`;
+  box.append(make("i", "zero"), band, dot);
+  return box;
+}
+
+function mark(root, state, selected) {
+  const tiles = tilesOf(root);
+  let current = null;
+  for (const tile of tiles) {
+    const is = Number(tile.dataset.id) === selected;
+    tile.setAttribute("aria-selected", String(is));
+    tile.tabIndex = -1;
+    if (is) current = tile;
+  }
+  const held = root.getRootNode().activeElement;
+  const stop = (held && tiles.includes(held) && held) || current || tiles[0];
+  if (stop) stop.tabIndex = 0;
+}
+
+function showVerdicts(root, state) {
+  const { data, queue } = state;
+  const verdicts = decided(data.verdicts, queue);
+  for (const tile of tilesOf(root)) {
+    tile.querySelector(".mark")?.remove();
+    const verdict = verdicts.get(Number(tile.dataset.id));
+    if (!verdict) continue;
+    const [text, kind] = verdictMark(verdict, data.classes);
+    tile.append(make("span", `mark ${kind}`, text));
+  }
+}
+
+function pick(root, state, tile) {
+  const id = Number(tile.dataset.id);
+  if (state.data.kind === "hit") {
+    openHit(root, state, state.open === id ? null : id);
+  } else {
+    mark(root, state, id);
+    state.queue.push({ type: "pick", id });
+  }
+}
+
+// The decisions on one training image, under the grid that it is in.
+function openHit(root, state, id) {
+  state.open = id;
+  root.querySelector(".panel")?.remove();
+  mark(root, state, id);
+  if (id === null) return;
+  const item = state.data.items.find((one) => one.id === id);
+  const panel = make("div", "panel");
+  panel.append(picture(item.src, item.alt, "large"));
+  const side = make("div", "side");
+  side.append(make("div", "", item.title));
+  const acts = make("div", "acts");
+  for (const [verdict, text, key] of [["keep", "Label is right", "K"], ["drop", "Drop it", "X"]]) {
+    const button = make("button", "act", text);
+    button.append(make("kbd", "", key));
+    button.dataset.verdict = verdict;
+    acts.append(button);
+  }
+  const classes = make("div", "classes");
+  classes.append(make("span", "quiet", "or it is"));
+  state.data.classes.forEach((name, label) => {
+    const button = make("button", "", name);
+    button.dataset.verdict = "relabel";
+    button.dataset.label = label;
+    classes.append(button);
+  });
+  side.append(acts, classes);
+  panel.append(side);
+  root.append(panel);
+}
+
+function decide(root, state, id, verdict, label) {
+  state.queue.push({ type: "decide", id, verdict, label });
+  showVerdicts(root, state);
+}
+
+function onClick(event, root, state) {
+  const button = event.target.closest("button[data-verdict]");
+  if (button) {
+    const label = button.dataset.label === undefined ? null : Number(button.dataset.label);
+    decide(root, state, state.open, button.dataset.verdict, label);
+    return;
+  }
+  const tile = event.target.closest(".tile");
+  if (!tile) return;
+  tile.focus({ preventScroll: true });
+  pick(root, state, tile);
+}
+
+function onKey(event, root, state) {
+  if (event.altKey || event.metaKey) return;
+  const tiles = tilesOf(root);
+  const at = tiles.indexOf(event.target.closest(".tile"));
+  if (at < 0) return;
+  const move = step(event.key, tiles);
+  if (move !== null) {
+    const next = tiles[at + move];
+    if (next) {
+      tiles[at].tabIndex = -1;
+      next.tabIndex = 0;
+      next.focus();
+      next.scrollIntoView({ block: "nearest" });
+    }
+  } else if (event.key === "Enter" || event.key === " ") {
+    pick(root, state, tiles[at]);
+  } else if (state.data.kind === "hit" && !onHitKey(event, root, state, Number(tiles[at].dataset.id))) {
+    return;
+  } else if (state.data.kind !== "hit") {
+    return;
+  }
+  event.preventDefault();
+  event.stopPropagation();
+}
+
+function onHitKey(event, root, state, id) {
+  const key = event.key.toLowerCase();
+  if (key === "u" || (key === "z" && event.ctrlKey)) state.queue.push({ type: "undo" });
+  else if (event.ctrlKey) return false;
+  else if (key === "k") decide(root, state, id, "keep", null);
+  else if (key === "x") decide(root, state, id, "drop", null);
+  else return false;
+  return true;
+}

@@ -1,0 +1,129 @@
+"""Our own elements: a grid of thumbnails, the chosen image, and the review deck.
+
+Native widgets are too slow for a hundred images and lose keys that come while a run is under way.
+These are plain HTML, CSS and JavaScript. What the user does comes as a queue of numbered actions
+in the element's state; `consume` applies those that are new.
+"""
+
+import json
+import secrets
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from attribution.engine import Build
+from attribution.records import UserError, Verdict
+
+from .opened import engine
+
+Action = dict[str, Any]
+Handle = Callable[[Action], None]
+
+VERDICTS: tuple[Verdict, ...] = ("keep", "relabel", "drop")
+
+
+def _element(name: str):
+    folder = Path(__file__).parent
+
+    def text(suffix: str) -> str:
+        return "\n".join((folder / f"{n}{suffix}").read_text("utf-8") for n in ("common", name))
+
+    return st.components.v2.component(
+        f"probable_cause.{name}", html='<div class="pc"></div>', css=text(".css"), js=text(".js")
+    )
+
+
+_GRID, _DECK, _SUBJECT = map(_element, ("grid", "deck", "subject"))
+
+
+def consume(key: str, handle: Handle) -> None:
+    """Apply the actions of element `key` that were not applied yet, in order, each once.
+
+    Called both as callback (it also runs when the user has already left the page) and at the top
+    of the script (tests seed the state, which fires no callback).
+    """
+    state = st.session_state.get(key)
+    queue = state.get("queue") if state else None
+    if not isinstance(queue, dict) or queue.get("epoch") != _epoch():
+        return
+    for action in queue.get("actions", []):
+        seq = action.get("seq")
+        if not isinstance(seq, int) or seq <= _ack(key):
+            continue
+        st.session_state[f"{key}.ack"] = seq
+        try:
+            handle(action)
+        except UserError as error:
+            st.session_state["notice"] = str(error)
+
+
+def _epoch() -> str:
+    """Names this session, so that a queue meant for an earlier one is not applied to it."""
+    return st.session_state.setdefault("epoch", secrets.token_hex(8))
+
+
+def _ack(key: str) -> int:
+    return st.session_state.get(f"{key}.ack", 0)
+
+
+def _mount(element, key: str, handle: Handle, data: dict[str, Any]) -> None:
+    data = {"epoch": _epoch(), "ack": _ack(key), **data}
+    element(key=key, data=data, on_queue_change=partial(consume, key, handle))
+
+
+def grid(key: str, handle: Handle, **data: Any) -> None:
+    """Draw a grid; `data` is described in grid.js."""
+    _mount(_GRID, key, handle, {"verdicts": {}, "classes": [], "selected": None, **data})
+
+
+def deck(key: str, handle: Handle, **data: Any) -> None:
+    """Draw the review deck; `data` is described in deck.js."""
+    _mount(_DECK, key, handle, data)
+
+
+def subject(key: str, **data: Any) -> None:
+    """Draw the chosen image beside its probabilities; `data` is described in subject.js."""
+    _SUBJECT(key=key, data=data)
+
+
+def decide(build: Build, action: Action, evidence: dict[str, Any]) -> None:
+    """Write a decision that came from the browser. Raises UserError when it makes no sense."""
+    position, verdict, label = action.get("id"), action.get("verdict"), action.get("label")
+    known = isinstance(position, int) and 0 <= position < len(build.train_ids)
+    if not known or verdict not in VERDICTS:
+        raise UserError(
+            found=f"decision {verdict!r} on training image {position!r}",
+            wanted=f"{', '.join(VERDICTS)} on an image of this build",
+            next_step="reload the page",
+        )
+    if verdict == "relabel" and not (isinstance(label, int) and 0 <= label < len(build.classes)):
+        raise UserError(
+            found=f"new label {label!r}",
+            wanted=f"a class number below {len(build.classes)}",
+            next_step="reload the page",
+        )
+    engine().decisions.decide(
+        build.data_id,
+        build.train_ids[position],
+        verdict,
+        label=label if verdict == "relabel" else None,
+        build_id=build.id,
+        evidence=json.dumps(evidence),
+    )
+
+
+def verdicts(build: Build, positions: list[int]) -> dict[int, dict[str, Any]]:
+    """The decisions in force on these training images, as the elements draw them."""
+    stand = engine().decisions.in_force(build.data_id)
+    found = {i: stand.get(build.train_ids[i]) for i in positions}
+    return {i: {"verdict": d.verdict, "label": d.label} for i, d in found.items() if d}
+
+
+def notice() -> None:
+    """Show once what the last action had to say."""
+    text = st.session_state.pop("notice", None)
+    if text:
+        st.warning(text, icon=":material/info:")

@@ -1,0 +1,101 @@
+"""The engine that all pages share, and the build that a page shows."""
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from attribution.engine import Build, Engine
+
+CACHE, WORKSPACE = "PROBABLE_CAUSE_CACHE", "PROBABLE_CAUSE_WORKSPACE"
+
+
+def places() -> tuple[Path, Path | None]:
+    """(cache, workspace) as the environment gives them; workspace None means the cache's parent."""
+    workspace = os.environ.get(WORKSPACE)
+    return Path(os.environ.get(CACHE) or "cache"), Path(workspace) if workspace else None
+
+
+def engine() -> Engine:
+    """One engine a process: it is read by all sessions and by the thumbnail route."""
+    return _engine(*places())
+
+
+@cache
+def _engine(cache_dir: Path, workspace: Path | None) -> Engine:
+    return Engine(cache_dir, workspace)
+
+
+def build_or_stop(title: str, about: str) -> Build:
+    """Draw the page's head and return the chosen build; without any, say how to get one and stop.
+
+    The choice is in the URL and kept from page to page. Raises UserError when it is unknown.
+    """
+    builds = engine().builds()
+    words, choice = st.columns([3, 2], vertical_alignment="bottom")
+    words.title(title, anchor=False)
+    words.caption(about)
+    wanted = st.query_params.get("build") or st.session_state.get("build")
+    if not builds:
+        no_builds()
+        st.stop()
+    names = {one["build"]: build_name(one) for one in builds}
+    if wanted is None:
+        wanted = builds[0]["build"]
+    build = engine().open(wanted)  # refuses an unknown id before a widget could swallow it
+    if len(builds) > 1:
+        with choice:
+            wanted = st.selectbox(
+                "Build", names, list(names).index(wanted), format_func=names.get, key="chosen"
+            )
+        build = engine().open(wanted)
+    else:
+        choice.caption(f"Build: {names[wanted]}", text_alignment="right")
+    if st.query_params.get("build") != build.id:
+        st.query_params["build"] = build.id
+    st.session_state["build"] = build.id
+    return build
+
+
+def build_name(summary: dict[str, Any]) -> str:
+    """What a person calls a build: its data, network, members and age."""
+    noise = f" with {summary['noise']:.0%} wrong labels" if summary["noise"] else ""
+    return f"{summary['data']}{noise} · {summary['model']} · {members(summary)} · {summary['build']}"
+
+
+def members(summary: dict[str, Any]) -> str:
+    """The ensemble in words."""
+    networks = f"{summary['models']} network{'s' if summary['models'] > 1 else ''}"
+    return f"{networks} × {summary['masks']} masks" if summary["masks"] else networks
+
+
+def member_count(summary: dict[str, Any]) -> int:
+    """How many members voted on a hit."""
+    return summary["models"] * (summary["masks"] or 1)
+
+
+def no_builds() -> None:
+    """What to do in an empty cache."""
+    cache_dir, _ = places()
+    with st.container(border=True):
+        st.subheader("Nothing is built yet", anchor=False)
+        st.write(
+            "A build trains a few small networks on a data set and notes how each training "
+            "image pulled on them. The demo has 5,000 handwritten digits, a tenth of its "
+            "training labels wrong on purpose, and takes about three minutes."
+        )
+        if st.button("Build the demo", type="primary", key="build_demo"):
+            engine().start(["--noise", "0.1"])
+            st.switch_page("pages/builds.py")
+        st.caption("Or in a terminal:")
+        st.code(
+            f"python -m attribution build --noise 0.1 --cache {cache_dir}",
+            language="bash",
+        )
+
+
+def thumb(build: Build, split: str, position: int) -> str:
+    """The address of an image, as `app.py` serves it."""
+    return f"/thumb/{build.id}/{split}/{position}.png"

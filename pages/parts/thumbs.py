@@ -1,0 +1,51 @@
+"""Images over HTTP: pages send addresses, and the browser fetches only what is in view."""
+
+from functools import lru_cache
+from io import BytesIO
+
+from PIL import Image
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from attribution.records import UserError
+
+from .opened import engine
+
+
+@lru_cache(maxsize=20_000)  # a PNG of a small image is under a kilobyte
+def _png(build_id: str, split: str, position: int) -> bytes:
+    """Raises UserError for a build, split or position that is not there."""
+    buffer = BytesIO()
+    Image.fromarray(engine().open(build_id).image(split, position)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def thumbnail(request: Request) -> Response:
+    """One image of a build. The URL is looked up, never made into a path."""
+    words = request.path_params
+    build_id, split, position = words["build"], words["split"], words["position"]
+    try:
+        if split not in ("train", "test"):
+            raise UserError(found=f"split {split!r}", wanted="train or test", next_step="use one")
+        png = _png(build_id, split, position)
+    except UserError as error:
+        return PlainTextResponse(str(error), status_code=404)
+    # A build never changes, so neither does an image of it.
+    headers = {
+        "Cache-Control": "private, max-age=31536000, immutable",
+        "X-Content-Type-Options": "nosniff",
+        "Cross-Origin-Resource-Policy": "same-origin",
+    }
+    return Response(png, media_type="image/png", headers=headers)
+
+
+def no_thumbnail(_: Request) -> Response:
+    """Any other address below /thumb, which would get the app's page otherwise."""
+    return PlainTextResponse("There is no such image.", status_code=404)
+
+
+ROUTES = [
+    Route("/thumb/{build:str}/{split:str}/{position:int}.png", thumbnail),
+    Route("/thumb/{rest:path}", no_thumbnail),
+]
