@@ -59,8 +59,7 @@ demo: $(VENV)/installed
 
 app: $(VENV)/installed
 	@echo "Opening the app at http://localhost:$(PORT) (Ctrl-C ends it)."
-	@$(if $(filter 0 no false,$(OPEN)),STREAMLIT_SERVER_HEADLESS=true) \
-	  $(RUN) -m attribution app --port $(PORT)
+	@$(RUN) -m attribution app --port $(PORT) $(if $(filter 0 no false,$(OPEN)),--no-browser)
 
 test: $(VENV)/installed-dev
 	@$(RUN) -m pytest

@@ -25,9 +25,17 @@ class Whitening:
     unit: bool = False
 
     def __call__(self, phi_NK: Tensor) -> Tensor:
-        if self.unit:
-            phi_NK = phi_NK / phi_NK.norm(dim=1, keepdim=True).clamp_min(1e-30)
-        return phi_NK if self.matrix_KK is None else phi_NK @ self.matrix_KK
+        return self.times(self.scaled(phi_NK))
+
+    def scaled(self, phi_NK: Tensor) -> Tensor:
+        """The rows, of length one where `unit`."""
+        if not self.unit:
+            return phi_NK
+        return phi_NK / phi_NK.norm(dim=1, keepdim=True).clamp_min(1e-30)
+
+    def times(self, left_NK: Tensor) -> Tensor:
+        """``left @ matrix``."""
+        return left_NK if self.matrix_KK is None else left_NK @ self.matrix_KK
 
 
 def trak(phi_NK: Tensor, damping: float) -> Whitening:

@@ -26,6 +26,8 @@ from .members import View
 Projection = tuple[Tensor, ...]
 """Of a factorised site: (A of shape (I, ka), G of shape (O, kg)); of a dense one: (D of (d, k),)."""
 
+# Subclasses known to compute what their base class does; others must match exactly.
+HONEST = {"timm.layers.norm.LayerNorm": nn.LayerNorm}
 FALLBACK_LIMIT = 2**20  # entries of one parameter that the fallback still takes
 
 
@@ -103,8 +105,10 @@ def _layer_site(name: str, module: nn.Module, parameters: tuple[str, ...]) -> Si
                 return None
             shape = ("embedding", module.embedding_dim, module.num_embeddings)
         case nn.BatchNorm1d() | nn.BatchNorm2d() | nn.LayerNorm() | nn.GroupNorm():
+            full_name = f"{type(module).__module__}.{type(module).__qualname__}"
+            kind = HONEST.get(full_name, type(module))
             plain = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)
-            if type(module) not in plain or getattr(module, "running_mean", 0) is None:
+            if kind not in plain or getattr(module, "running_mean", 0) is None:
                 return None
             shape = ("norm", sum(p.numel() for p in module.parameters()), 1)
         case _:
@@ -237,12 +241,15 @@ def parameter_gradients(
         return {}
     values = {s.name: view.network.get_parameter(s.name).detach() for s in alone}
 
-    def f(values: dict[str, Tensor], x: Tensor, key: Tensor, target: Tensor) -> Tensor:
-        return margin(view.logits(x[None], key[None], values), target[None])[0]
+    def f(
+        values: dict[str, Tensor], x: Tensor, target: Tensor, masks: dict[str, Tensor]
+    ) -> Tensor:
+        ones = {site: mask[None] for site, mask in masks.items()}
+        return margin(view.logits(x[None], key_B[:1], values, ones), target[None])[0]
 
     per_example = torch.func.vmap(torch.func.grad(f), (None, 0, 0, 0), chunk_size=32)
     with frozen(view.network):
-        grads = per_example(values, x_B, key_B, target_B)
+        grads = per_example(values, x_B, target_B, view.masks_of(x_B, key_B))
     return {s: grads[s.name].flatten(1) for s in alone}
 
 

@@ -134,20 +134,23 @@ def compress(
         phi_NK = train(m)
         whitenings.append(whitening(phi_NK, spec))
         if m in sketched:
-            w_NK = whitenings[m](phi_NK)
-            Y_Nl += w_NK @ (w_NK.mT @ S_Nl)
+            scaled_NK = whitenings[m].scaled(phi_NK)
+            rows_Kl = whitenings[m].times((scaled_NK.mT @ S_Nl).mT).mT
+            Y_Nl += scaled_NK @ push(whitenings[m], rows_Kl)
     Q_Nl, _ = torch.linalg.qr(Y_Nl)
+    unit = whitenings[0].unit
     gram_ll = torch.zeros(width, width)
     half_MKl: list[np.ndarray] = []
     query_TMl: list[Tensor] = []
     for m in range(members):
         report("fit", members + m, 2 * members)
         white = whitenings[m]
-        B_Kl = white(train(m)).mT @ Q_Nl
+        B_Kl = white.times((white.scaled(train(m)).mT @ Q_Nl).mT).mT  # W'Q, without W
         gram_ll += B_Kl.mT @ B_Kl
-        query_TMl.append(white(queries(m)) @ B_Kl)
-        P_Kl = B_Kl if white.matrix_KK is None else white.matrix_KK @ B_Kl
+        P_Kl = push(white, B_Kl)
+        query_TMl.append((white.scaled(queries(m)) @ P_Kl).half())
         half_MKl.append(P_Kl.half().numpy())
+        whitenings[m] = Whitening()  # its K * K numbers are not needed again
     eigen_l, U_ll = torch.linalg.eigh(gram_ll.double())
     keep = eigen_l.argsort(descending=True)[:dims]
     singular_d = eigen_l[keep].clamp_min(1e-12).sqrt().float()
@@ -165,8 +168,13 @@ def compress(
     return Compressed(
         index,
         scale,
-        torch.stack([u_Tl @ turn_ld for u_Tl in query_TMl], 1).half().numpy(),
+        torch.stack([(u_Tl.float() @ turn_ld).half() for u_Tl in query_TMl], 1).numpy(),
         np.stack([(torch.from_numpy(P_Kl).float() @ turn_ld).half().numpy() for P_Kl in half_MKl]),
-        whitenings[0].unit,
+        unit,
         (rows_Nd.square().sum(1) / members).numpy(),
     )
+
+
+def push(white: Whitening, right_Kl: Tensor) -> Tensor:
+    """``matrix @ right``."""
+    return right_Kl if white.matrix_KK is None else white.matrix_KK @ right_Kl

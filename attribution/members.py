@@ -9,7 +9,9 @@ Axes: B a batch of examples, C classes, U units of a site.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +20,8 @@ from torch import Tensor, nn
 
 from .records import UserError
 
-DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+WHOLE_CHANNELS = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+DROPOUTS = (nn.Dropout, *WHOLE_CHANNELS)
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Tanh)
 
 
@@ -41,15 +44,43 @@ class View:
     p: float = 0.0
 
     def logits(
-        self, x_B: Tensor, key_B: Tensor, values: Mapping[str, Tensor] | None = None
+        self,
+        x_B: Tensor,
+        key_B: Tensor,
+        values: Mapping[str, Tensor] | None = None,
+        masks: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """Logits (B, C) of examples with keys `key_B` (int64), `values` in place of parameters."""
+        """Logits (B, C) of examples with keys `key_B` (int64).
+
+        `values` stand in for parameters, `masks` (of `masks_of`) for masks made on the way.
+        """
+        with self._masked(lambda site, module, out: masks[site] if masks is not None
+                          else self._mask(site, module, key_B, out)):  # fmt: skip
+            if values is None:
+                return self.network(x_B)
+            return torch.func.functional_call(self.network, dict(values), (x_B,))
+
+    def masks_of(self, x_B: Tensor, key_B: Tensor) -> dict[str, Tensor]:
+        """The masks of a batch by site, each with the batch as its first axis."""
+        made: dict[str, Tensor] = {}
+
+        def record(site: str, module: nn.Module, out: Tensor) -> Tensor:
+            made[site] = self._mask(site, module, key_B, out)
+            return made[site]
+
+        with self._masked(record), torch.no_grad():
+            self.network(x_B)
+        return made
+
+    @contextmanager
+    def _masked(self, mask: Callable[[str, nn.Module, Tensor], Tensor]) -> Iterator[None]:
+        """Multiply the output of every site by ``mask(site, module, output)``."""
         calls: dict[str, int] = {}
 
         def hook(name: str) -> Callable[..., Tensor]:
             def after(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
                 calls[name] = calls.get(name, -1) + 1  # a module called twice is two sites
-                return out * self._mask(f"{name}#{calls[name]}", module, key_B, out)
+                return out * mask(f"{name}#{calls[name]}", module, out)
 
             return after
 
@@ -57,9 +88,7 @@ class View:
         masked = self.places if self.mask is not None else ()
         handles = [layers[name].register_forward_hook(hook(name)) for name in masked]
         try:
-            if values is None:
-                return self.network(x_B)
-            return torch.func.functional_call(self.network, dict(values), (x_B,))
+            yield
         finally:
             for handle in handles:
                 handle.remove()
@@ -72,39 +101,45 @@ class View:
                 wanted="examples along the first axis",
                 next_step="use --strategy naive for this network",
             )
-        whole_channels = isinstance(module, (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d))
-        shape = (*out.shape[1:2], *(1 for _ in out.shape[2:])) if whole_channels else out.shape[1:]
-        keep_BU = keep_units(
-            key_B,
-            site,
-            self.mask or 0,
-            shape.numel() if isinstance(shape, torch.Size) else int(np.prod(shape)),
-            self.p,
-        )
-        return keep_BU.to(out.dtype).div_(1 - self.p).view(out.shape[0], *shape)
+        shape = tuple(out.shape[1:])
+        if isinstance(module, WHOLE_CHANNELS):
+            shape = (shape[0], *(1 for _ in shape[1:]))
+        made_BU = dropout_mask(key_B, site, self.mask or 0, math.prod(shape), self.p)
+        return made_BU.view(-1, *shape).to(out.dtype)
 
 
-def keep_units(key_B: Tensor, site: str, mask: int, units: int, p: float) -> Tensor:
-    """Which units of `site` survive `mask`, bool (B, U); each is dropped with probability p."""
+def dropout_mask(key_B: Tensor, site: str, mask: int, units: int, p: float) -> Tensor:
+    """What `mask` multiplies the units of `site` by, float32 (B, U): 0 with probability p.
+
+    The others get 1/(1-p). Hashing is in wrapping 32-bit arithmetic, 16 bits of it for a unit,
+    and goes through a few rows at a time: on a convolution's output this is the whole cost of a
+    mask, and it halves when it stays in the processor's cache.
+    """
     salt = int.from_bytes(hashlib.blake2b(f"{mask}/{site}".encode(), digest_size=8).digest())
-    row_B = _mix64(key_B ^ (salt - 2**63)).to(torch.int32)
-    unit_U = _mix32(torch.arange(units, dtype=torch.int32, device=key_B.device))
-    # Wrapping 32-bit arithmetic in place: on a convolution's output this is the whole cost.
-    h_BU = _mix32(row_B[:, None] ^ unit_U)
-    return h_BU >= int(p * 2**32) - 2**31
+    row_B = _mixed64(key_B ^ (salt - 2**63)).to(torch.int32)
+    pair_U = torch.arange((units + 1) // 2, dtype=torch.int32, device=key_B.device)
+    _mix32(pair_U, torch.empty_like(pair_U))
+    out_BU = torch.empty(len(key_B), units, device=key_B.device)
+    step = max(1, 2**15 // len(pair_U))
+    for b in range(0, len(key_B), step):
+        h = row_B[b : b + step, None] ^ pair_U
+        _mix32(h, torch.empty_like(h))
+        keep = h.view(torch.int16)[:, :units] >= round(p * 2**16) - 2**15
+        torch.mul(keep, 1 / (1 - p), out=out_BU[b : b + step])
+    return out_BU
 
 
-def _mix32(h: Tensor) -> Tensor:
-    """A bijection of int32 that spreads every input bit (xor-shift-multiply, two rounds)."""
-    h = (h ^ ((h >> 16) & 0xFFFF)).mul_(0x7FEB352D)
-    h = h.bitwise_xor_((h >> 15) & 0x1FFFF).mul_(-2073254261)
-    return h.bitwise_xor_((h >> 16) & 0xFFFF)
+def _mix32(h: Tensor, room: Tensor) -> None:
+    """In place, a bijection of int32 that spreads every input bit (xor-shift-multiply)."""
+    for shift, factor in ((16, 0x7FEB352D), (15, -2073254261)):
+        h.bitwise_xor_(torch.bitwise_right_shift(h, shift, out=room)).mul_(factor)
+    h.bitwise_xor_(torch.bitwise_right_shift(h, 16, out=room))
 
 
-def _mix64(h: Tensor) -> Tensor:
+def _mixed64(h: Tensor) -> Tensor:
     """The same for int64, its low 32 bits the best mixed."""
-    h = (h ^ ((h >> 32) & 0xFFFFFFFF)) * 0x1B03738712FAD5C9
-    h = (h ^ ((h >> 32) & 0xFFFFFFFF)) * 0x1B03738712FAD5C9
+    for _ in range(2):
+        h = (h ^ ((h >> 32) & 0xFFFFFFFF)) * 0x1B03738712FAD5C9
     return h ^ ((h >> 32) & 0xFFFFFFFF)
 
 

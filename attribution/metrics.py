@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 
 def detection(
@@ -13,6 +12,8 @@ def detection(
 
     `wrong_N` bool, `score_N` high where suspicious; both over all training examples.
     """
+    from sklearn.metrics import average_precision_score, roc_auc_score  # takes a second to import
+
     order = np.argsort(-score_N, kind="stable")
     return {
         "auc": float(roc_auc_score(wrong_N, score_N)),

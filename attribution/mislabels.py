@@ -44,7 +44,7 @@ def suspects(
             "suggested_probability": suggested_N,
             "signal_training": (1 + suggested_N - given_N) / 2,
             "signal_masks": q_N,
-            "signal_influence": percentile(self_influence_N * np.sqrt(q_N)),
+            "signal_influence": percentile(self_influence_N * q_N),
         },
         index=pd.RangeIndex(len(labels_N), name="train_id"),
     )

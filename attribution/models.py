@@ -12,10 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import timm
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
 
 from .data import Dataset
@@ -152,7 +150,15 @@ def network(name: str, data: Dataset, width: float, seed: int) -> nn.Module:
 
 
 def _timm(name: str, channels: int, size: int, classes: int) -> nn.Module:
-    known("timm network", name, tuple(timm.list_models(name)) or _near(name), "--model timm:NAME")
+    import timm  # here, because it takes seconds and most builds need none of it
+
+    if name not in timm.list_models():
+        near = timm.list_models(f"{name[:6]}*")[:8]
+        raise UserError(
+            found=f"unknown timm network {name!r}",
+            wanted=f"one of {', '.join(near)}, ..." if near else "a name of timm.list_models()",
+            next_step="choose one with --model timm:NAME",
+        )
     options = {"num_classes": classes, "in_chans": channels}
     try:
         return timm.create_model(name, img_size=size, **options)
@@ -160,11 +166,9 @@ def _timm(name: str, channels: int, size: int, classes: int) -> nn.Module:
         return timm.create_model(name, **options)
 
 
-def _near(name: str) -> tuple[str, ...]:
-    return tuple(timm.list_models(f"{name[:6]}*")[:8]) or ("what timm.list_models() gives",)
-
-
 def _torchvision(name: str, classes: int) -> nn.Module:
+    import torchvision  # here, as timm
+
     names = tuple(torchvision.models.list_models(module=torchvision.models))
     known("torchvision network", name, names, "--model torchvision:NAME")
     options = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}

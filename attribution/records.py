@@ -103,8 +103,8 @@ class FeatureSpec:
     """How a member's per-example gradients are projected."""
 
     basis: Literal["own", "random"] = "own"
-    ka: int = 32  # directions kept of each layer's input
-    kg: int = 16  # directions kept of each layer's output gradient
+    ka: int = 64  # directions kept of each layer's input
+    kg: int = 8  # directions kept of each layer's output gradient
     seed: int = 0  # of the random basis, and of the sketch behind the own one
 
 
@@ -113,7 +113,7 @@ class EstimatorSpec:
     """How feature blocks become scores (`attribution.estimators`)."""
 
     name: str = "trak"
-    damping: float = 3.0  # times the mean diagonal of the kernel
+    damping: float = 0.3  # times the mean diagonal of the kernel
     q_power: float = 0.5  # power of the ensemble's mean q; the paper has 1
 
 

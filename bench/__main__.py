@@ -12,7 +12,7 @@ from attribution.records import UserError, known
 
 from .rows import Options, table
 
-NAMES = ("demo", "member", "mislabels", "peers")
+NAMES = ("click", "demo", "member", "mislabels", "peers")
 
 
 def main() -> int:

@@ -28,13 +28,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from attribution.data import Dataset, dataset
+from attribution.data import dataset
+from attribution.engine import examples
 from attribution.estimators import q, whitening
 from attribution.features import Examples, block, projected
 from attribution.gradients import margin
-from attribution.members import example_keys
-from attribution.models import inputs, network, resnet9
-from attribution.records import DataSpec, EstimatorSpec, FeatureSpec, RunSpec, UserError
+from attribution.index import factor
+from attribution.models import network, resnet9
+from attribution.records import BuildSpec, EstimatorSpec, FeatureSpec, RunSpec, UserError
 from attribution.store import Store
 from attribution.train import train
 
@@ -68,8 +69,10 @@ def ours(work: Work, batch: int) -> Tensor | None:
     assert work.test is not None
     test_block = block(made.view(), work.test, made.projections, batch)
     white = whitening(train_block.phi_NK, EstimatorSpec())
-    scores_NT = white(train_block.phi_NK) @ white(test_block.phi_NK).mT
-    return scores_NT * q(train_block.margin_N)[:, None] ** EstimatorSpec().q_power
+    assert white.matrix_KK is not None
+    solved_TK = white(test_block.phi_NK) @ white.matrix_KK.mT
+    scores_NT = train_block.phi_NK @ solved_TK.mT
+    return scores_NT * factor(q(train_block.margin_N), EstimatorSpec())[:, None]
 
 
 def traker(work: Work, batch: int, *, keep_matrix: bool = False) -> Tensor | None:
@@ -219,31 +222,23 @@ def resnet_rows(options: Options) -> Iterator[Row]:
 
 def trained_mlp() -> Work:
     """The demo's network, trained, with its 4,500 training and 500 test images."""
+    spec = BuildSpec()
     with tempfile.TemporaryDirectory() as folder:
-        data = dataset(Store(Path(folder)), DataSpec())
-        made = network("mlp", data, 1.0, 0)
-        examples = split(data, "train"), split(data, "test")
-    train(made, examples[0].x_N, examples[0].target_N, RunSpec(data_id=data.id, model="mlp"))
-    return Work(made, *examples, MLP_DIMS)
+        data = dataset(Store(Path(folder)), spec.data)
+    made = network(spec.model, data, spec.width, spec.seed)
+    halves = examples(spec, data, data.train), examples(spec, data, data.test)
+    recipe = RunSpec(data_id=data.id, model=spec.model)
+    train(made, halves[0].x_N, halves[0].target_N, recipe)
+    return Work(made, *halves, MLP_DIMS)
 
 
-def split(data: Dataset, name: str) -> Examples:
-    """One half of the data as the network takes it."""
-    half = data.train if name == "train" else data.test
-    return Examples(
-        inputs("mlp", data, half.images),
-        torch.from_numpy(example_keys(half.ids).copy()),
-        torch.from_numpy(half.labels_N.copy()),
-    )
+def batches(some: Examples, batch: int) -> Iterator[Examples]:
+    for b in range(0, len(some), batch):
+        yield some[slice(b, b + batch)]
 
 
-def batches(examples: Examples, batch: int) -> Iterator[Examples]:
-    for b in range(0, len(examples), batch):
-        yield examples[slice(b, b + batch)]
-
-
-def loader(examples: Examples, batch: int) -> DataLoader:
-    return DataLoader(TensorDataset(examples.x_N, examples.target_N), batch_size=batch)
+def loader(some: Examples, batch: int) -> DataLoader:
+    return DataLoader(TensorDataset(some.x_N, some.target_N), batch_size=batch)
 
 
 def fastest(run: Run, work: Work, sizes: tuple[int, ...]) -> int:

@@ -3,7 +3,7 @@
 import streamlit as st
 
 from pages.parts.grid import notice
-from pages.parts.opened import engine, members
+from pages.parts.opened import engine, head, members
 from pages.parts.words import size, span
 
 RUNNING = "running"
@@ -16,10 +16,11 @@ MARKS = {
 
 
 def main() -> None:
-    st.title("Builds", anchor=False)
-    st.caption(
+    head(
+        st,
+        "Builds",
         "A build trains the networks and notes how each training image pulls on them. "
-        "It runs in the background: closing this tab does not stop it."
+        "It runs in the background: closing this tab does not stop it.",
     )
     notice()
     left, right = st.columns([4, 7], gap="large")
@@ -37,15 +38,25 @@ def form() -> None:
     with st.form("build", border=True):
         st.subheader("New build", anchor=False)
         data = st.selectbox(
-            "Data", ["mnist5k"], key="data", accept_new_options=True,
+            "Data",
+            ["mnist5k"],
+            key="data",
+            accept_new_options=True,
             help="A data set by name. mnist5k: 4,500 training and 500 test images of digits.",
         )
         noise = st.slider(
-            "Wrong labels put in on purpose, %", 0, 50, 10, key="noise",
+            "Wrong labels put in on purpose, %",
+            0,
+            50,
+            10,
+            key="noise",
             help="To see whether they are found again. The true labels are kept aside.",
         )
         model = st.selectbox(
-            "Network", ["mlp", "cnn", "resnet9"], key="model", accept_new_options=True,
+            "Network",
+            ["mlp", "cnn", "resnet9"],
+            key="model",
+            accept_new_options=True,
             help="mlp is the fastest; or timm:NAME, torchvision:NAME.",
         )
         one, two = st.columns(2)
@@ -53,14 +64,20 @@ def form() -> None:
             "Networks", 1, 50, 5, key="models", help="Trained independently."
         )
         masks = two.number_input(
-            "Masks of each", 0, 100, 20, key="masks",
+            "Masks of each",
+            0,
+            100,
+            20,
+            key="masks",
             help="Dropout masks of each network: more members at a small price. "
             "0 uses the networks as they are.",
         )
         epochs = st.number_input("Epochs", 1, 500, 50, key="epochs", help="Passes over the data.")
         with st.expander("More settings"):
             kind = st.selectbox(
-                "Kind of wrong labels", ["uniform", "class"], key="noise_kind",
+                "Kind of wrong labels",
+                ["uniform", "class"],
+                key="noise_kind",
                 help="uniform: any other class; class: the classes it is easily taken for.",
             )
             dropout = st.slider("Share dropped by a mask", 0.05, 0.5, 0.1, 0.05, key="dropout")
@@ -101,7 +118,8 @@ def jobs(was_busy: bool) -> None:
                 st.progress(
                     job.done / job.total if job.total else 0.0,
                     text=f"{job.stage or 'starting'}: {job.done} of {job.total}{left}"
-                    if job.total else "starting",
+                    if job.total
+                    else "starting",
                 )
             elif job.state == "done" and job.build:
                 if action.button("Open", key=f"open_{job.id}", width="stretch", type="primary"):
@@ -109,9 +127,7 @@ def jobs(was_busy: bool) -> None:
                     st.switch_page("pages/explain.py", query_params={"build": job.build})
             if job.error:
                 st.error(job.error, icon=":material/error:")
-            log = st.expander(
-                f"Log · {span(job.seconds)}", key=f"log_{job.id}", on_change="rerun"
-            )
+            log = st.expander(f"Log · {span(job.seconds)}", key=f"log_{job.id}", on_change="rerun")
             if log.open:
                 log.code(engine().job_log(job.id) or "Nothing yet.", language=None)
 

@@ -2,12 +2,24 @@
 
 import pandas as pd
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from attribution.engine import Build
 from attribution.records import Answer, Hit, UserError
 from pages.parts import charts
-from pages.parts.grid import consume, decide, grid, notice, subject, verdicts
-from pages.parts.opened import build_or_stop, engine, member_count, thumb
+from pages.parts.grid import (
+    class_keys,
+    consume,
+    decide,
+    grid,
+    notice,
+    subject,
+    undo,
+    verdicts,
+)
+from pages.parts.opened import DOUBT, build_or_stop, thumb
+from pages.parts.thumbs import inline
+from pages.parts.words import readable
 
 HITS = 12  # of each kind
 PAGE = 120  # test thumbnails at a time
@@ -19,12 +31,15 @@ def main() -> None:
     build = build_or_stop(
         "Explain", "Why did it say that? Pick a prediction; see the training images behind it."
     )
-    show(build)
+    left, right = st.columns([4, 9], gap="large")
+    with left:
+        found = filtered(build)
+    show(build, found, left.container(), right.container())
 
 
 @st.fragment
-def show(build: Build) -> None:
-    """The whole page below its head: a click reruns this and nothing else."""
+def show(build: Build, found: pd.DataFrame, left: DeltaGenerator, right: DeltaGenerator) -> None:
+    """Thumbnails and answer: a click reruns this, and neither the filter nor the page's head."""
 
     def pick(action: dict) -> None:
         if action.get("type") == "pick" and isinstance(action.get("id"), int):
@@ -33,31 +48,23 @@ def show(build: Build) -> None:
 
     def on_hit(action: dict) -> None:
         if action.get("type") == "undo":
-            engine().decisions.undo(build.data_id)
+            undo(build)
         elif action.get("type") == "decide":
-            decide(build, action, evidence=st.session_state.get("evidence", {}).get(
-                action.get("id"), {}
-            ))
+            decide(build, action, st.session_state.get("evidence", {}).get(action.get("id"), {}))
 
-    for key, handle in (("tests", pick), ("proponents", on_hit), ("opponents", on_hit)):
-        consume(key, handle)
-    left, right = st.columns([4, 9], gap="large")
-    with left:
-        found = filtered(build)
-    test_id = chosen_test(found)
+    consume("tests", pick)
+    consume("hits", on_hit)
+    test_id = chosen_test(build, found)
     with left:
         pages = -(-len(found) // PAGE)
         page = st.pagination(pages, key="tests_page") if pages > 1 else 1
-        grid(
-            "tests",
-            pick,
-            kind="pick",
-            label="Test predictions",
-            tile=66,
-            selected=test_id,
-            items=[test_item(build, i, one) for i, one in tile_rows(found, page)],
-            empty="No prediction is like that. Widen the filter above.",
-        )
+        here = found.iloc[(page - 1) * PAGE : page * PAGE]
+        tests = {
+            "label": "Test predictions",
+            "items": [test_item(build, *one) for one in here.itertuples()],
+            "empty": "No prediction is like that. Widen the filter above.",
+        }
+        grid("tests", pick, kind="pick", tile=66, selected=test_id, groups=[tests])
     with right:
         notice()
         if test_id is None:
@@ -66,19 +73,17 @@ def show(build: Build) -> None:
             explain(build, test_id, on_hit)
 
 
-def tile_rows(found: pd.DataFrame, page: int):
-    return found.iloc[(page - 1) * PAGE : page * PAGE].iterrows()
-
-
-def test_item(build: Build, test_id: int, one: pd.Series) -> dict:
-    label, predicted = build.classes[one.label], build.classes[one.predicted]
+def test_item(
+    build: Build, test_id: int, label: int, predicted: int, confidence: float, correct: bool
+) -> dict:
+    given, said = build.classes[label], build.classes[predicted]
     return {
-        "id": int(test_id),
+        "id": test_id,
         "src": thumb(build, "test", test_id),
-        "alt": f"Test image {test_id}: label {label}, predicted {predicted}",
-        "caption": label if one.correct else f"{label} → {predicted}",
-        "correct": bool(one.correct),
-        "note": f"{one.confidence:.0%}",
+        "alt": f"Test image {test_id}",
+        "caption": given if correct else f"{given} → {said}",
+        "correct": bool(correct),
+        "note": f"{confidence:.0%}",
     }
 
 
@@ -86,21 +91,30 @@ def filtered(build: Build) -> pd.DataFrame:
     """The rows of `build.tests()` that the filter lets through, the surest first."""
     names = list(build.classes)
     bound = {"bind": "query-params", "persist_state": "session", "on_change": forget_test}
-    kind = st.segmented_control(
-        "Predictions", ["wrong", "right", "all"], default="wrong", key="show", required=True, **bound
+    top, more = st.columns([3, 2], vertical_alignment="center")
+    kind = top.segmented_control(
+        "Predictions",
+        ["wrong", "right", "all"],
+        default="wrong",
+        key="show",
+        required=True,
+        label_visibility="collapsed",
+        **bound,
     )
     chosen = tuple(
         None if st.session_state.get(key) in (None, ANY) else st.session_state[key]
         for key in FILTERS
     )
     matrix_key = f"matrix_{st.session_state.get('matrix', 0)}"
-    charts.confusion(build.confusion_CC(), build.classes, chosen, lambda: cell(matrix_key), matrix_key)
-    columns = st.columns(2)
-    label, predicted = (
-        column.selectbox(title, [ANY, *names], key=key, **{**bound, "on_change": by_hand})
-        for column, title, key in zip(columns, ("Label", "Predicted"), FILTERS, strict=True)
+    charts.confusion(
+        build.confusion_CC(), build.classes, chosen, lambda: cell(matrix_key), matrix_key
     )
-    low, high = st.slider("Confidence, %", 0, 100, (0, 100), key="confidence", **bound)
+    with more.popover("Filter", icon=":material/tune:", width="stretch"):
+        label, predicted = (
+            st.selectbox(title, [ANY, *names], key=key, **{**bound, "on_change": by_hand})
+            for title, key in zip(("Label", "Predicted"), FILTERS, strict=True)
+        )
+        low, high = st.slider("Confidence, %", 0, 100, (0, 100), key="confidence", **bound)
     tests = build.tests()
     keep = tests.confidence.between(low / 100, high / 100)
     if kind != "all":
@@ -108,7 +122,9 @@ def filtered(build: Build) -> pd.DataFrame:
     for value, column in ((label, "label"), (predicted, "predicted")):
         if value != ANY:
             keep &= tests[column] == names.index(value)
-    return tests[keep].sort_values("confidence", ascending=False)
+    found = tests[keep].sort_values("confidence", ascending=False)
+    st.caption(f"{len(found)} of {len(tests)} test images, the surest first.")
+    return found
 
 
 def cell(matrix_key: str) -> None:
@@ -138,22 +154,35 @@ def forget_test() -> None:
     st.session_state["target"] = "predicted"
 
 
-def chosen_test(found: pd.DataFrame) -> int | None:
+def chosen_test(build: Build, found: pd.DataFrame) -> int | None:
     """The test image that was clicked, or the link's, or the first that the filter lets through."""
     if "test" not in st.session_state:
-        text = st.query_params.get("test")
-        if text is not None and not text.isdecimal():
+        forget_test()
+        follow_link(build)
+    chosen = st.session_state["test"]
+    if chosen is not None and chosen >= len(build.test_labels_T):  # of another build
+        chosen = None
+    return int(found.index[0]) if chosen is None and len(found) else chosen
+
+
+def follow_link(build: Build) -> None:
+    """Take test image and target from the address; of a bad one only a notice remains."""
+    text = st.query_params.get("test")
+    if text is None:
+        return
+    target = st.query_params.get("target", "predicted")
+    try:
+        if not text.isdecimal():
             raise UserError(
                 found=f"test id {text!r} in the address",
-                wanted="a whole number",
+                wanted=f"a position from 0 to {len(build.test_labels_T) - 1}",
                 next_step="choose a prediction on the left",
             )
-        st.session_state["test"] = None if text is None else int(text)
-        st.session_state["target"] = st.query_params.get("target", "predicted")
-    chosen = st.session_state["test"]
-    if chosen is None and len(found):
-        chosen = int(found.index[0])
-    return chosen
+        build.query(int(text), 1, target)
+    except UserError as error:
+        st.session_state["notice"] = str(error)
+        return
+    st.session_state.update(test=int(text), target=target)
 
 
 def explain(build: Build, test_id: int, on_hit) -> None:
@@ -183,29 +212,30 @@ def explain(build: Build, test_id: int, on_hit) -> None:
         }
         for hit in hits
     }
-    shared = {
-        "kind": "hit",
-        "tile": 88,
-        "classes": list(build.classes),
-        "verdicts": verdicts(build, [hit.train_id for hit in hits]),
-        "scale": max((abs(hit.score) + 2 * hit.stderr for hit in hits), default=1) or 1,
-        "empty": "None found.",
-    }
-    for column, title, key, tone in zip(
-        st.columns(2, gap="medium"),
-        (f"Pushed towards {name}", f"Pushed away from {name}"),
-        ("proponents", "opponents"),
-        ("for", "against"),
-        strict=True,
-    ):
-        with column:
-            st.subheader(title, anchor=False)
-            items = [hit_item(build, hit) for hit in getattr(answer, key)]
-            grid(key, on_hit, label=title, tone=tone, items=items, **shared)
+    suspects = build.mislabels()
+    times, said = readable(max((abs(hit.score) for hit in hits), default=1))
+
+    def group(label: str, tone: str, some: tuple[Hit, ...]) -> dict:
+        items = [hit_item(build, hit, suspects.loc[hit.train_id], times) for hit in some]
+        return {"label": label, "title": True, "tone": tone, "items": items, "empty": "None found."}
+
+    grid(
+        "hits",
+        on_hit,
+        kind="hit",
+        tile=80,
+        classes=list(build.classes),
+        keys=class_keys(build),
+        verdicts=verdicts(build, [hit.train_id for hit in hits]),
+        scale=max((abs(hit.score) + 2 * (hit.stderr or 0) for hit in hits), default=1) or 1,
+        groups=[
+            group(f"Pushed towards {name}", "for", answer.proponents),
+            group(f"Pushed away from {name}", "against", answer.opponents),
+        ],
+    )
     st.caption(
-        f"The band around a score is two standard errors each way; it carries {answer.noise}. "
-        f"*Shaky* hits may be noise: the band reaches zero, or members of the ensemble disagree. "
-        f"Pick a training image to keep, relabel or drop it."
+        f"{said}{answer.noise} The band around a score shows two of them each way. *Shaky*: the "
+        f"band reaches zero, or members disagree. Pick a training image to decide on its label."
     )
 
 
@@ -219,7 +249,7 @@ def card(build: Build, answer: Answer) -> None:
     tone = {answer.label: "label", answer.predicted: "label" if right else "predicted"}
     subject(
         "subject",
-        src=thumb(build, "test", answer.test_id),
+        src=inline(build, "test", answer.test_id),
         alt=f"Test image {answer.test_id}",
         title=f"Test image {answer.test_id}",
         facts=[
@@ -251,34 +281,43 @@ def question(build: Build, answer: Answer) -> str:
 
     key = f"question_{build.id}_{answer.test_id}"
     control = st.pills if len(options) <= 12 else st.selectbox
-    default = {"default": answer.target} if control is st.pills else {
-        "index": options.index(answer.target)
-    }
+    default = (
+        {"default": answer.target}
+        if control is st.pills
+        else {"index": options.index(answer.target)}
+    )
     picked = control(
-        "Question", options, format_func=words, key=key, label_visibility="collapsed",
-        required=True, **default,
+        "Question",
+        options,
+        format_func=words,
+        key=key,
+        label_visibility="collapsed",
+        required=True,
+        **default,
     )
     if picked == answer.predicted:
         return "predicted"
     return "label" if picked == answer.label else str(picked)
 
 
-def hit_item(build: Build, hit: Hit) -> dict:
-    members = member_count(build.summary)
-    agree = f"{round(hit.agreement * members)} of {members}"
+def hit_item(build: Build, hit: Hit, suspect: pd.Series, times: float) -> dict:
+    members = build.summary["members"]
+    agree = round(hit.agreement * members)
     name = build.classes[hit.label]
+    error = "" if hit.stderr is None else f" ± {2 * hit.stderr:.2g}"
     return {
         "id": hit.train_id,
-        "src": thumb(build, "train", hit.train_id),
+        "src": inline(build, "train", hit.train_id),
         "alt": f"Training image {hit.train_id}, labelled {name}",
         "caption": name,
+        "doubt": int(suspect.suggested_label) if suspect.score > DOUBT else None,
         "score": hit.score,
-        "stderr": hit.stderr,
-        "score_text": f"{hit.score:+.2g}",
-        "agreement_text": f"{round(hit.agreement * members)}/{members}",
+        "stderr": hit.stderr or 0,
+        "score_text": f"{hit.score * times:+.1f}",
+        "agreement_text": f"{agree}/{members}",
         "shaky": hit.shaky,
-        "title": f"Training image {hit.train_id}, labelled {name}. Score {hit.score:+.3g} "
-        f"± {2 * hit.stderr:.2g}; {agree} members agree on the direction.",
+        "title": f"Training image {hit.train_id}, labelled {name}. Score {hit.score:+.3g}{error}; "
+        f"{agree} of {members} members agree on the direction.",
     }
 
 

@@ -3,10 +3,10 @@
 import streamlit as st
 
 from pages.parts.grid import grid
-from pages.parts.opened import build_or_stop, engine, members, thumb
+from pages.parts.opened import DOUBT, build_or_stop, engine, members, thumb
 from pages.parts.words import size, span
 
-SHOWN = 9  # pictures of each kind
+SHOWN = 20  # pictures of each kind; two rows of them are in view
 
 build = build_or_stop(
     "Probable Cause",
@@ -16,14 +16,15 @@ summary = build.summary
 tests = build.tests()
 wrong = tests[~tests.correct].sort_values("confidence", ascending=False)
 suspects = build.mislabels()
+likely = int((suspects.score > DOUBT).sum())
 decisions = engine().decisions.in_force(build.data_id)
 
 facts = st.columns(5, border=True)
 facts[0].metric("Training images", f"{summary['train']:,}")
 facts[1].metric("Test images", f"{summary['test']:,}")
 facts[2].metric("Test accuracy", f"{summary['accuracy']:.1%}")
-facts[3].metric("Ensemble", members(summary))
-facts[4].metric("Cost", span(sum(summary["seconds"].values())))
+facts[3].metric("Networks × masks", f"{summary['models']} × {summary['masks'] or 1}")
+facts[4].metric("Time to build", span(sum(summary["seconds"].values())))
 
 left, right = st.columns(2, border=True)
 with left:
@@ -37,27 +38,30 @@ with left:
         "overview_wrong",
         explain,
         kind="pick",
-        label="Wrong predictions",
         tile=76,
-        items=[
+        rows=2,
+        groups=[
             {
-                "id": int(i),
-                "src": thumb(build, "test", i),
-                "alt": f"Test image {i}",
-                "caption": f"{build.classes[one.label]} → {build.classes[one.predicted]}",
-                "correct": False,
+                "label": "Wrong predictions",
+                "items": [
+                    {
+                        "id": int(i),
+                        "src": thumb(build, "test", i),
+                        "alt": f"Test image {i}",
+                        "caption": f"{build.classes[one.label]} → {build.classes[one.predicted]}",
+                        "correct": False,
+                    }
+                    for i, one in wrong.head(SHOWN).iterrows()
+                ],
+                "empty": "The networks make no mistake on the test images.",
             }
-            for i, one in wrong.head(SHOWN).iterrows()
         ],
-        empty="The networks make no mistake on the test images.",
     )
     if st.button("Explain predictions", type="primary", key="to_explain"):
         st.switch_page("pages/explain.py")
 with right:
-    st.subheader("Which training labels are wrong?", anchor=False)
-    st.caption(
-        f"Most suspicious first; {len(decisions)} of {len(suspects):,} images decided so far."
-    )
+    st.subheader(f"{likely} training labels look wrong. Are they?", anchor=False)
+    st.caption(f"The most suspicious first; {len(decisions)} decided so far.")
 
     def review(action: dict) -> None:
         st.session_state["go_review"] = action.get("id")
@@ -66,19 +70,24 @@ with right:
         "overview_suspects",
         review,
         kind="pick",
-        label="Suspicious training images",
         tile=76,
-        items=[
+        rows=2,
+        groups=[
             {
-                "id": int(i),
-                "src": thumb(build, "train", i),
-                "alt": f"Training image {i}",
-                "caption": f"labelled {build.classes[one.given_label]}",
-                "correct": True,
+                "label": "Suspicious training images",
+                "items": [
+                    {
+                        "id": int(i),
+                        "src": thumb(build, "train", i),
+                        "alt": f"Training image {i}",
+                        "caption": f"labelled {build.classes[one.given_label]}",
+                        "correct": True,
+                    }
+                    for i, one in suspects.head(SHOWN).iterrows()
+                ],
+                "empty": "No label looks wrong.",
             }
-            for i, one in suspects.head(SHOWN).iterrows()
         ],
-        empty="No label looks wrong.",
     )
     if st.button("Review labels", type="primary", key="to_review"):
         st.switch_page("pages/review.py")

@@ -8,8 +8,8 @@ import streamlit as st
 from attribution.engine import Build
 from attribution.export import decisions_csv
 from attribution.records import Decision
-from pages.parts.grid import consume, decide, deck, notice, verdicts
-from pages.parts.opened import build_or_stop, engine, thumb
+from pages.parts.grid import class_keys, consume, decide, deck, notice, undo, verdicts
+from pages.parts.opened import DOUBT, build_or_stop, engine, thumb
 
 PAGE = 48
 SIGNALS = {
@@ -35,11 +35,13 @@ def queue(build: Build) -> None:
         kind = action.get("type")
         if kind == "decide":
             row = suspects.loc[action["id"]] if action.get("id") in suspects.index else {}
-            decide(build, action, {name: float(row[name]) for name in ("score", *SIGNALS) if len(row)})
+            decide(
+                build, action, {name: float(row[name]) for name in ("score", *SIGNALS) if len(row)}
+            )
         elif kind == "undo":
-            undo(build, suspects)
+            go_back(build, suspects)
         elif kind == "more":
-            st.session_state["review_page"] = st.session_state.get("review_page", 1) + 1
+            turn_to(st.session_state.get("review_page", 1) + 1)
 
     consume("deck", act)
     wanted = st.session_state.pop("review_at", None)
@@ -49,13 +51,22 @@ def queue(build: Build) -> None:
     top, middle, right = st.columns([3, 5, 2], vertical_alignment="center")
     with top:
         which = st.segmented_control(
-            "Show", ["queue", "decided"], default="queue", key="which", required=True,
-            bind="query-params", persist_state="session", label_visibility="collapsed",
-            on_change=first_page,
+            "Show",
+            ["queue", "decided"],
+            default="queue",
+            key="which",
+            required=True,
+            bind="query-params",
+            persist_state="session",
+            label_visibility="collapsed",
+            on_change=turn_to,
+            args=(1,),
         )
+    likely = suspects[suspects.score > DOUBT]
+    done = int(likely.example_id.isin(list(stand)).sum())
     middle.progress(
-        len(stand) / max(1, len(suspects)),
-        text=f"**{len(stand)}** of {len(suspects):,} decided: {tally(stand)}",
+        done / max(1, len(likely)),
+        text=f"**{done}** of {len(likely)} labels that look wrong decided · {tally(stand)}",
     )
     right.download_button(
         "Export CSV",
@@ -79,20 +90,27 @@ def queue(build: Build) -> None:
         items=[item(build, i, one) for i, one in here.iterrows()],
         verdicts=verdicts(build, ids),
         classes=list(build.classes),
-        keys=[str(c) for c in range(min(10, len(build.classes)))],
+        keys=class_keys(build),
         focus=st.session_state.get("focus"),
         more=page < pages,
         empty="Nothing is decided yet: the queue is where to start."
-        if which == "decided" else "There is no training image to review.",
+        if which == "decided"
+        else "There is no training image to review.",
     )
     if pages > 1:
-        st.session_state["review_page"] = page
-        st.pagination(pages, key="review_page")
+        # A new key when the page was turned otherwise: a widget's value cannot be set afterwards.
+        key = f"pages_{st.session_state.get('page_turns', 0)}"
+        st.pagination(pages, default=page, key=key, on_change=lambda: paged(key))
 
 
-def first_page() -> None:
-    """Another list starts at its first page."""
-    st.session_state["review_page"] = 1
+def paged(key: str) -> None:
+    st.session_state["review_page"] = st.session_state[key]
+
+
+def turn_to(page: int) -> None:
+    """Show another page of the list than the reader chose."""
+    st.session_state["review_page"] = page
+    st.session_state["page_turns"] = st.session_state.get("page_turns", 0) + 1
 
 
 def first_open(suspects: pd.DataFrame, stand: dict[str, Decision]) -> int:
@@ -103,17 +121,15 @@ def first_open(suspects: pd.DataFrame, stand: dict[str, Decision]) -> int:
 
 def go_to(suspects: pd.DataFrame, train_id: int) -> None:
     """Put the cursor on an image of the queue."""
-    st.session_state["review_page"] = suspects.index.get_loc(train_id) // PAGE + 1
+    turn_to(suspects.index.get_loc(train_id) // PAGE + 1)
     turn = st.session_state.get("focus", {}).get("turn", 0) + 1
     st.session_state["focus"] = {"id": train_id, "turn": turn}
 
 
-def undo(build: Build, suspects: pd.DataFrame) -> None:
+def go_back(build: Build, suspects: pd.DataFrame) -> None:
     """Take the last decision back and go to its image."""
-    undone = engine().decisions.undo(build.data_id)
-    if undone is None:
-        st.session_state["notice"] = "There is no decision to undo."
-    elif undone.example_id in build.train_ids:
+    undone = undo(build)
+    if undone and undone.example_id in build.train_ids:
         go_to(suspects, build.train_ids.index(undone.example_id))
 
 

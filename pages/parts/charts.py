@@ -41,9 +41,7 @@ def confusion(
     right = "datum.label === datum.predicted"
     cells = {
         "mark": {"type": "rect", "cornerRadius": 3, "cursor": "pointer", "tooltip": True},
-        "params": [
-            {"name": "cell", "select": {"type": "point", "fields": ["label", "predicted"]}}
-        ],
+        "params": [{"name": "cell", "select": {"type": "point", "fields": ["label", "predicted"]}}],
         "encoding": {
             **at,
             "color": {"condition": {"test": right, "value": "#4d7fd6"}, "value": "#e0761a"},
@@ -51,7 +49,12 @@ def confusion(
             "fillOpacity": {
                 "field": "count",
                 "type": "quantitative",
-                "scale": {"type": "pow", "exponent": 0.4, "range": [0.04, 0.95]},
+                "scale": {
+                    "type": "pow",
+                    "exponent": 0.4,
+                    "domain": [0, max(1, int(counts_CC.max()))],
+                    "range": [0.04, 0.95],
+                },
                 "legend": None,
             },
             "stroke": {"condition": {"test": "datum.chosen", "value": "#e0761a"}, "value": None},
@@ -65,13 +68,18 @@ def confusion(
     }
     numbers = {
         "transform": [{"filter": "datum.count > 0"}],
-        "mark": {"type": "text", "fontSize": 11, "tooltip": False},
-        "encoding": {**at, "text": {"field": "count"}},
+        "mark": {"type": "text", "fontSize": 11, "fontWeight": 600, "tooltip": False},
+        # Legible on the cells, on white and on black.
+        "encoding": {
+            **at,
+            "text": {"field": "count"},
+            "color": {"condition": {"test": right, "value": "#ffffff"}, "value": "#d9640c"},
+        },
     }
     spec = {
         "data": {"values": values},
         "layer": [cells, numbers] if len(classes) <= 20 else [cells],
-        "height": 300,
+        "height": 290,
         "padding": 0,
     }
     st.vega_lite_chart(

@@ -1,7 +1,9 @@
-// A grid of thumbnails: test predictions to pick from, or hits with their scores.
+// Grids of thumbnails: test predictions to pick from, or hits with their scores.
 //
-// data: epoch, ack, kind ("pick" | "hit"), tone ("for" | "against"), tile (px), items, selected,
-//       verdicts, classes, empty (said when there are no items), scale (largest |score| + error)
+// data: epoch, ack, kind ("pick" | "hit"), tile (px), rows (0: all), selected, verdicts, classes,
+//       keys (of the first classes), scale (largest |score| + error), groups
+// group: label, title (whether the label is shown), tone ("for" | "against"), items, empty (said
+//       when there are none)
 
 export default function (component) {
   const { data, parentElement, setStateValue } = component;
@@ -23,19 +25,16 @@ function draw(root, state) {
   const { data, queue } = state;
   root.style.setProperty("--tile", `${data.tile}px`);
   root.dataset.kind = data.kind;
-  root.classList.toggle("against", data.tone === "against");
-  const drawn = JSON.stringify([data.items, data.kind, data.scale]);
+  root.classList.toggle("clipped", data.rows > 0);
+  root.style.setProperty("--rows", data.rows || 1);
+  const drawn = JSON.stringify([data.groups, data.kind, data.scale]);
   if (drawn !== state.drawn) {
     const held = root.getRootNode().activeElement;
     const at = held && held.classList.contains("tile") ? tilesOf(root).indexOf(held) : -1;
     state.drawn = drawn;
     state.open = null;
-    const grid = make("div", "tiles");
-    grid.setAttribute("role", "listbox");
-    grid.setAttribute("aria-label", data.label);
-    grid.append(...data.items.map((item) => (data.kind === "hit" ? hitTile : pickTile)(item, data)));
-    root.replaceChildren(grid);
-    if (!data.items.length) root.replaceChildren(make("div", "empty", data.empty));
+    state.items = new Map(data.groups.flatMap((group) => group.items).map((i) => [i.id, i]));
+    root.replaceChildren(...data.groups.map((group) => groupOf(group, data)));
     const tiles = tilesOf(root);
     if (at >= 0 && tiles.length) tiles[Math.min(at, tiles.length - 1)].focus({ preventScroll: true });
   }
@@ -44,6 +43,18 @@ function draw(root, state) {
   const selected = picks.length ? picks.at(-1).id : data.selected;
   mark(root, state, data.kind === "hit" ? state.open : selected);
   showVerdicts(root, state);
+}
+
+function groupOf(group, data) {
+  const box = make("section", `group ${group.tone || ""}`);
+  if (group.title) box.append(make("h2", "", group.label));
+  const tiles = make("div", "tiles");
+  tiles.setAttribute("role", "listbox");
+  tiles.setAttribute("aria-label", group.label);
+  const tileOf = data.kind === "hit" ? hitTile : pickTile;
+  tiles.append(...group.items.map((item) => tileOf(item, data)));
+  box.append(group.items.length ? tiles : make("div", "empty", group.empty));
+  return box;
 }
 
 function pickTile(item, data) {
@@ -61,12 +72,18 @@ function hitTile(item, data) {
   tile.classList.toggle("shaky", item.shaky);
   tile.append(picture(item.src, item.alt, "thumb"));
   const line = make("div", "line");
-  line.append(make("span", "chip", item.caption), make("span", "score", item.score_text));
+  const chip = make("span", "chip", item.caption);
+  if (item.doubt !== null) {
+    chip.classList.add("doubt");
+    chip.textContent = `${item.caption}→${data.classes[item.doubt]}?`;
+    chip.title = "The label itself looks wrong.";
+  }
+  line.append(chip, make("span", "score", item.score_text));
   tile.append(line, bar(item, data.scale));
   const agree = make("div", "line foot");
   agree.append(make("span", "quiet", item.agreement_text));
-  if (item.shaky) agree.append(make("span", "badge", "shaky"));
   tile.append(agree);
+  if (item.shaky) tile.append(make("span", "badge", "shaky"));
   tile.title = item.title;
   return tile;
 }
@@ -136,32 +153,41 @@ function openHit(root, state, id) {
   root.querySelector(".panel")?.remove();
   mark(root, state, id);
   if (id === null) return;
-  const item = state.data.items.find((one) => one.id === id);
+  const item = state.items.get(id);
   const panel = make("div", "panel");
   panel.append(picture(item.src, item.alt, "large"));
   const side = make("div", "side");
   side.append(make("div", "", item.title));
   const acts = make("div", "acts");
-  for (const [verdict, text, key] of [["keep", "Label is right", "K"], ["drop", "Drop it", "X"]]) {
+  for (const [verdict, text, key] of [
+    ["keep", `Keep ${item.caption}`, "K"],
+    ["drop", "Drop", "X"],
+    ["undo", "Undo", "U"],
+  ]) {
     const button = make("button", "act", text);
     button.append(make("kbd", "", key));
     button.dataset.verdict = verdict;
     acts.append(button);
   }
   const classes = make("div", "classes");
-  classes.append(make("span", "quiet", "or it is"));
+  classes.append(make("span", "quiet", "It is"));
   state.data.classes.forEach((name, label) => {
-    const button = make("button", "", name);
+    if (name === item.caption) return;
+    const button = make("button", label === item.doubt ? "guess" : "", name);
     button.dataset.verdict = "relabel";
     button.dataset.label = label;
     classes.append(button);
   });
   side.append(acts, classes);
   panel.append(side);
-  root.append(panel);
+  root.querySelector(`.tile[data-id="${id}"]`).closest(".group").append(panel);
 }
 
 function decide(root, state, id, verdict, label) {
+  if (verdict === "undo") {
+    state.queue.push({ type: "undo" });
+    return;
+  }
   state.queue.push({ type: "decide", id, verdict, label });
   showVerdicts(root, state);
 }
@@ -181,9 +207,10 @@ function onClick(event, root, state) {
 
 function onKey(event, root, state) {
   if (event.altKey || event.metaKey) return;
-  const tiles = tilesOf(root);
-  const at = tiles.indexOf(event.target.closest(".tile"));
-  if (at < 0) return;
+  const held = event.target.closest(".tile");
+  if (!held) return;
+  const tiles = tilesOf(held.parentElement);
+  const at = tiles.indexOf(held);
   const move = step(event.key, tiles);
   if (move !== null) {
     const next = tiles[at + move];
@@ -206,8 +233,14 @@ function onKey(event, root, state) {
 
 function onHitKey(event, root, state, id) {
   const key = event.key.toLowerCase();
-  if (key === "u" || (key === "z" && event.ctrlKey)) state.queue.push({ type: "undo" });
+  const label = state.data.keys.indexOf(key);
+  if (key === "u" || (key === "z" && event.ctrlKey)) decide(root, state, id, "undo", null);
   else if (event.ctrlKey) return false;
+  else if (label >= 0) {
+    const given = state.items.get(id).caption;
+    const same = state.data.classes[label] === given; // to the label that it has is to keep it
+    decide(root, state, id, same ? "keep" : "relabel", same ? null : label);
+  }
   else if (key === "k") decide(root, state, id, "keep", null);
   else if (key === "x") decide(root, state, id, "drop", null);
   else return false;

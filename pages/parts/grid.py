@@ -15,13 +15,14 @@ from typing import Any
 import streamlit as st
 
 from attribution.engine import Build
-from attribution.records import UserError, Verdict
+from attribution.records import Decision, UserError, Verdict
 
 from .opened import engine
 
 Action = dict[str, Any]
 Handle = Callable[[Action], None]
 
+NOTHING = {"verdicts": {}, "classes": [], "keys": [], "selected": None, "rows": 0}
 VERDICTS: tuple[Verdict, ...] = ("keep", "relabel", "drop")
 
 
@@ -76,7 +77,7 @@ def _mount(element, key: str, handle: Handle, data: dict[str, Any]) -> None:
 
 def grid(key: str, handle: Handle, **data: Any) -> None:
     """Draw a grid; `data` is described in grid.js."""
-    _mount(_GRID, key, handle, {"verdicts": {}, "classes": [], "selected": None, **data})
+    _mount(_GRID, key, handle, {**NOTHING, **data})
 
 
 def deck(key: str, handle: Handle, **data: Any) -> None:
@@ -113,6 +114,19 @@ def decide(build: Build, action: Action, evidence: dict[str, Any]) -> None:
         build_id=build.id,
         evidence=json.dumps(evidence),
     )
+
+
+def undo(build: Build) -> Decision | None:
+    """Take the last decision back; leaves a notice where there is none."""
+    undone = engine().decisions.undo(build.data_id)
+    if undone is None:
+        st.session_state["notice"] = "There is no decision to undo."
+    return undone
+
+
+def class_keys(build: Build) -> list[str]:
+    """The keys that relabel, as printed on the chips of the first ten classes."""
+    return [str(c) for c in range(min(10, len(build.classes)))]
 
 
 def verdicts(build: Build, positions: list[int]) -> dict[int, dict[str, Any]]:

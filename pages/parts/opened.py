@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from attribution.engine import Build, Engine
 
+DOUBT = 0.5  # suspicion from which on a label is questioned
 CACHE, WORKSPACE = "PROBABLE_CAUSE_CACHE", "PROBABLE_CAUSE_WORKSPACE"
 
 
@@ -33,47 +35,47 @@ def build_or_stop(title: str, about: str) -> Build:
 
     The choice is in the URL and kept from page to page. Raises UserError when it is unknown.
     """
-    builds = engine().builds()
-    words, choice = st.columns([3, 2], vertical_alignment="bottom")
-    words.title(title, anchor=False)
-    words.caption(about)
-    wanted = st.query_params.get("build") or st.session_state.get("build")
-    if not builds:
+    words, choice = st.columns([5, 4], vertical_alignment="bottom")
+    head(words, title, about)
+    names = {one["build"]: build_name(one) for one in engine().builds()}
+    if not names:
         no_builds()
         st.stop()
-    names = {one["build"]: build_name(one) for one in builds}
-    if wanted is None:
-        wanted = builds[0]["build"]
+    kept = st.session_state.get("build")
+    wanted = st.query_params.get("build") or (kept if kept in names else next(iter(names)))
     build = engine().open(wanted)  # refuses an unknown id before a widget could swallow it
-    if len(builds) > 1:
+    if len(names) > 1:
         with choice:
             wanted = st.selectbox(
                 "Build", names, list(names).index(wanted), format_func=names.get, key="chosen"
             )
         build = engine().open(wanted)
     else:
-        choice.caption(f"Build: {names[wanted]}", text_alignment="right")
+        choice.caption(names[wanted], text_alignment="right")
     if st.query_params.get("build") != build.id:
         st.query_params["build"] = build.id
     st.session_state["build"] = build.id
     return build
 
 
+def head(place: DeltaGenerator, title: str, about: str) -> None:
+    """A page's title with one line on what it is for."""
+    with place.container(gap=None):
+        st.title(title, anchor=False)
+        st.caption(about)
+
+
 def build_name(summary: dict[str, Any]) -> str:
     """What a person calls a build: its data, network, members and age."""
     noise = f" with {summary['noise']:.0%} wrong labels" if summary["noise"] else ""
-    return f"{summary['data']}{noise} · {summary['model']} · {members(summary)} · {summary['build']}"
+    ensemble = members(summary)
+    return f"{summary['data']}{noise} · {summary['model']} · {ensemble} · {summary['build'][:6]}"
 
 
 def members(summary: dict[str, Any]) -> str:
     """The ensemble in words."""
     networks = f"{summary['models']} network{'s' if summary['models'] > 1 else ''}"
     return f"{networks} × {summary['masks']} masks" if summary["masks"] else networks
-
-
-def member_count(summary: dict[str, Any]) -> int:
-    """How many members voted on a hit."""
-    return summary["models"] * (summary["masks"] or 1)
 
 
 def no_builds() -> None:

@@ -1,5 +1,6 @@
 """Images over HTTP: pages send addresses, and the browser fetches only what is in view."""
 
+from base64 import b64encode
 from functools import lru_cache
 from io import BytesIO
 
@@ -8,9 +9,12 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from attribution.engine import Build
 from attribution.records import UserError
 
-from .opened import engine
+from .opened import engine, thumb
+
+INLINE = 4096  # bytes
 
 
 @lru_cache(maxsize=20_000)  # a PNG of a small image is under a kilobyte
@@ -19,6 +23,14 @@ def _png(build_id: str, split: str, position: int) -> bytes:
     buffer = BytesIO()
     Image.fromarray(engine().open(build_id).image(split, position)).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def inline(build: Build, split: str, position: int) -> str:
+    """A small image as a data URL, which spares a request; the address of a large one."""
+    png = _png(build.id, split, position)
+    if len(png) > INLINE:
+        return thumb(build, split, position)
+    return f"data:image/png;base64,{b64encode(png).decode()}"
 
 
 def thumbnail(request: Request) -> Response:

@@ -14,6 +14,14 @@ def span(seconds: float | None) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
+def readable(largest: float) -> tuple[float, str]:
+    """A factor that makes scores up to `largest` easy to read, and how to say it."""
+    power = 0
+    while 0 < largest * 1000**power < 1 and power < 4:
+        power += 1
+    return 1000.0**power, f"Scores are shown times {1000**power:,}. " if power else ""
+
+
 def size(count: float) -> str:
     """A number of bytes in decimal units: 9.3 MB."""
     for unit in ("B", "kB", "MB", "GB"):

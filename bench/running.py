@@ -1,0 +1,63 @@
+"""The command line and the web app, run as a user runs them."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .rows import ROOT
+
+DEMO = ("--noise", "0.1")  # what `make demo` gives to `build`
+PATIENCE = 120  # seconds that the app may take to start
+
+
+def command(cache: Path, threads: int, *words: str) -> str:
+    """Standard output of ``python -m attribution``, its messages passed through."""
+    done = subprocess.run(
+        [sys.executable, "-m", "attribution", *words, "--cache", str(cache), "--json"],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return done.stdout
+
+
+@contextmanager
+def app(cache: Path) -> Iterator[str]:
+    """The web app on a free port, its address given once it answers."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["app", "--port", str(port), "--no-browser", "--cache", str(cache)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "attribution", *words],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    address, began = f"http://localhost:{port}", time.perf_counter()
+    try:
+        while not answers(f"{address}/_stcore/health"):
+            if process.poll() is not None or time.perf_counter() - began > PATIENCE:
+                raise RuntimeError("the app did not start; try `python -m attribution app`")
+            time.sleep(0.05)
+        yield address
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as reply:
+            return reply.status == 200
+    except (urllib.error.URLError, OSError):
+        return False
