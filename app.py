@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import streamlit as st
+from streamlit.runtime.pages_manager import PagesManager
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from attribution.records import UserError
@@ -30,7 +31,7 @@ LIGHT = {
     "orangeColor": "#c2620a",
 }
 DARK = {
-    "primaryColor": "#7d97ff",
+    "primaryColor": "#5870ee",
     "backgroundColor": "#111318",
     "secondaryBackgroundColor": "#1b1e26",
     "textColor": "#e8eaf0",
@@ -105,9 +106,6 @@ def serve(
 
     Raises UserError when the port is taken.
     """
-    os.environ[CACHE] = str(Path(cache).absolute())
-    if workspace is not None:
-        os.environ[WORKSPACE] = str(Path(workspace).absolute())
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -119,6 +117,12 @@ def serve(
                 next_step="end what uses it, or choose another with --port",
             ) from None
     sys.argv = [__file__]  # Streamlit looks for the script's folder here
+    # As `st.navigation` sets it, but before a visitor whose first address is that of a page: the
+    # folder pages/ would be taken for Streamlit's older kind of app.
+    PagesManager.uses_pages_directory = False
+    os.environ[CACHE] = str(Path(cache).absolute())
+    if workspace is not None:
+        os.environ[WORKSPACE] = str(Path(workspace).absolute())
     quiet = {} if browser else {"server.headless": True}  # else as the environment has it
     app.run(config={**SETTINGS, **quiet, "server.port": port})
 

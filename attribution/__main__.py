@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -91,7 +92,7 @@ def build(
     ] = DEFAULT.index_dims,
     epochs: Annotated[int, typer.Option(help="Training epochs.")] = DEFAULT.epochs,
     width: Annotated[float, typer.Option(help="Factor on the layers' widths.")] = DEFAULT.width,
-    seed: Annotated[int, typer.Option(help="Seed of networks and masks.")] = DEFAULT.seed,
+    seed: Annotated[int, typer.Option(help="Seed of the networks.")] = DEFAULT.seed,
     cache: Cache = CACHE,
     as_json: AsJson = False,
     job: Annotated[str, typer.Option(hidden=True)] = "",
@@ -241,8 +242,10 @@ def scores(
     opened = open_engine(cache).open(build_id)
     with progress() as report:
         scores_TN = opened.scores(report)
-    with writing(output), output.open("wb") as file:
-        np.save(file, scores_TN, allow_pickle=False)
+    buffer = BytesIO()
+    np.save(buffer, scores_TN, allow_pickle=False)
+    with writing(output):
+        output.write_bytes(buffer.getbuffer())
     found = {"file": str(output), "test": scores_TN.shape[0], "train": scores_TN.shape[1]}
     if as_json:
         return show_json(found)

@@ -86,11 +86,15 @@ class Decisions:
 
     def in_force(self, data_id: str) -> dict[str, Decision]:
         """For each decided example the decision that stands."""
+        if not self.path.exists():
+            return {}
         with self._open() as db:
             return {d.example_id: d for d in self._stacks(db, data_id)[0]}
 
     def history(self, data_id: str) -> list[Decision]:
         """Every decision ever made, oldest first, those taken back included."""
+        if not self.path.exists():
+            return []
         with self._open() as db:
             rows = db.execute(
                 f"SELECT {COLUMNS} FROM events WHERE act = 'decide' AND data_id = ? ORDER BY seq",

@@ -16,7 +16,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 import pandas as pd
 import torch
@@ -46,10 +45,17 @@ from .records import (
     known,
     silent,
 )
-from .store import Artifact, Draft, Store
+from .store import Artifact, Draft, Store, is_id
 from .train import probabilities, train
 
 STRATEGIES = ("naive", "dropout")
+KIND_OF = {
+    "data": "data",
+    "runs": "run",
+    "sites": "sites",
+    "features": "features",
+    "index": "index",
+}
 SPREAD_QUERIES = 16  # queries on which the index's understatement of the spread is measured
 SPREAD_HITS = 16
 
@@ -73,14 +79,15 @@ class Engine:
         """A finished build. Raises `UserError` where it is unknown or damaged."""
         with self._lock:
             if build_id not in self._opened:
-                ids = tuple(b["build"] for b in self.builds())
-                if build_id not in ids:
+                artifact = self.store.find("build", build_id) if is_id(build_id) else None
+                if artifact is None:
+                    ids = tuple(b["build"] for b in self.builds())
                     raise UserError(
                         found=f"no build {build_id!r} in {self.cache}",
                         wanted=f"one of {', '.join(ids)}" if ids else "a finished build",
                         next_step="run `python -m attribution list`, or `build` to make one",
                     )
-                self._opened[build_id] = Build(self.store, self.store.find("build", build_id))
+                self._opened[build_id] = Build(self.store, artifact)
                 while len(self._opened) > 4:
                     self._opened.popitem(last=False)
             return self._opened[build_id]
@@ -93,7 +100,7 @@ class Engine:
         check(spec)
         data = dataset(self.store, spec.data, report)
         build_id = content_id("build", data.id, spec, code_id(spec.model))
-        if found := self.store.find("build", build_id):
+        if found := self._whole(build_id):
             return dict(found.manifest["summary"])
         making = Making(self.store, spec, data, report)
         index = making.index()
@@ -106,10 +113,18 @@ class Engine:
         """Whether `build` would find everything done."""
         check(spec)
         data = dataset(self.store, spec.data)
-        return (
-            self.store.find("build", content_id("build", data.id, spec, code_id(spec.model)))
-            is not None
-        )
+        return self._whole(content_id("build", data.id, spec, code_id(spec.model))) is not None
+
+    def _whole(self, build_id: str) -> Artifact | None:
+        """The build, if none of the artifacts it is made of is missing."""
+        found = self.store.find("build", build_id)
+        if found is None:
+            return None
+        for kind, names in found.manifest["parts"].items():
+            for name in [names] if isinstance(names, str) else names:
+                if not self.store.has(KIND_OF[kind], name):
+                    return None
+        return found
 
     def start(self, options: list[str]) -> str:
         """Start ``attribution build`` with these options as a process of its own; its job id."""
@@ -137,6 +152,9 @@ def check(spec: BuildSpec) -> None:
         ("--q-power", spec.estimator.q_power, 0, 10),
         ("--width", spec.width, 1e-3, 100),
         ("--dims", min(spec.features.ka, spec.features.kg), 1, 1e6),
+        ("--index-dims", spec.index_dims, 1, 1e6),
+        ("--seed", spec.seed, 0, 1e9),
+        ("--noise-seed", spec.data.noise_seed, 0, 1e9),
     ]
     if spec.strategy == "dropout":
         limits += [("--masks", spec.masks, 1, 10_000), ("--dropout", spec.p, 1e-6, 0.999)]
@@ -200,11 +218,16 @@ class Making:
             for mask in range(1 if naive else self.spec.masks)
         ]
 
+    def sites_id(self, run_id: str) -> str:
+        masks = self.spec.strategy == "dropout"  # a network without a place for them has none
+        return content_id("sites", run_id, self.spec.features, masks)
+
     def sites(self, run_id: str) -> Artifact:
         """The directions that the gradients of a run are projected to."""
 
         def fill(draft: Draft) -> None:
-            whole = projected(self.network(run_id), self.train, self.spec.features)
+            masks = self.spec.strategy == "dropout"
+            whole = projected(self.network(run_id), self.train, self.spec.features, masks)
             places = list(whole.projections)
             draft.bytes_of("directions.safetensors", save_directions(whole))
             draft.note(
@@ -215,7 +238,7 @@ class Making:
                 coverage=whole.coverage,
             )
 
-        name = content_id("sites", run_id, self.spec.features)
+        name = self.sites_id(run_id)
         return self.store.make("sites", name, fill, {"run": run_id, **asdict(self.spec.features)})
 
     def network(self, run_id: str) -> torch.nn.Module:
@@ -228,7 +251,7 @@ class Making:
 
     def features(self, member: Member, done: int, total: int) -> Artifact:
         """One member's features of all training and test examples, for the given labels."""
-        sites_id = content_id("sites", member.run_id, self.spec.features)
+        sites_id = self.sites_id(member.run_id)
 
         def fill(draft: Draft) -> None:
             whole = self.projected(member.run_id)
@@ -257,7 +280,7 @@ class Making:
         spec = self.spec
 
         def queries(m: int) -> Tensor:
-            """For the given label of every test example, then for the predicted where it differs."""
+            """For the label of every test example, then for the predicted one where it differs."""
             given = phi_of(blocks[m], "test")
             if not len(wrong):
                 return given
@@ -273,7 +296,7 @@ class Making:
                 len(members), lambda m: phi_of(blocks[m], "train"), queries, q_N,
                 spec.estimator, spec.index_dims, spec.seed, self.report,
             )  # fmt: skip
-            draft.bytes_of("rows.faiss", faiss.serialize_index(made.rows).tobytes())
+            draft.bytes_of("rows.faiss", indexes.to_bytes(made.rows))
             draft.array("queries", made.queries_TMd)
             draft.array("projectors", made.projectors_MKd)
             draft.array("self_influence", made.self_influence_N)
@@ -284,6 +307,7 @@ class Making:
             )
             draft.note(
                 scale=made.scale,
+                projector_scale=made.projector_scale,
                 unit=made.unit,
                 networks=spec.models,
                 spread=self.spread(made, blocks, q_N),
@@ -397,10 +421,11 @@ class Build:
         self.index = self._part("index", self.parts["index"])
         self.q_N = self.index.array("q")
         self.compressed = indexes.Compressed(
-            faiss.deserialize_index(np.frombuffer(self.index.bytes_of("rows.faiss"), np.uint8)),
+            indexes.from_bytes(self.index.bytes_of("rows.faiss")),
             self.index.manifest["scale"],
             self.index.array("queries", memory_map=True),
             self.index.array("projectors", memory_map=True),
+            self.index.manifest["projector_scale"],
             self.index.manifest["unit"],
             self.index.array("self_influence"),
         )
@@ -536,10 +561,9 @@ class Build:
     def known(self) -> dict[str, object] | None:
         """How well `mislabels` finds the flipped labels, or None where no truth is kept."""
         clean_N = clean_labels(self.store, self.data_id)
-        if clean_N is None:
+        if clean_N is None or not (wrong_N := clean_N != self.train_labels_N).any():
             return None
-        score_N = self.mislabels()["score"].sort_index().to_numpy()
-        return detection(clean_N != self.train_labels_N, score_N)
+        return detection(wrong_N, self.mislabels()["score"].sort_index().to_numpy())
 
     def scores(self, report: Report = silent) -> np.ndarray:
         """Exact ensemble scores of all pairs, float32 (T, N), for the given test labels."""
@@ -587,7 +611,7 @@ class Build:
             phi_1K = block(whole.view(member.mask, member.p), asked, whole.projections).phi_NK
             phi_1K = Whitening(unit=self.compressed.unit)(phi_1K)
             u_Md.append((phi_1K @ torch.from_numpy(projector_Kd.astype(np.float32)))[0].numpy())
-        return np.stack(u_Md)
+        return np.stack(u_Md) * self.compressed.projector_scale
 
     @cached_property
     def _tests(self) -> Examples:

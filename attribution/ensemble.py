@@ -88,7 +88,7 @@ class Index:
             self.exact.whitenings, blocks, self.train_blocks, strict=True
         ):
             total_TN += white(phi_TK) @ white(train.phi_NK).mT
-        return (total_TN / len(blocks) * self.weight_N).numpy()
+        return (total_TN / len(blocks) * self.weight_N).float().numpy()
 
     def search(
         self, test_set: Dataset, k: int = 10, opponents: bool = False

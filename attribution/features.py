@@ -43,7 +43,7 @@ class Block:
 
 @dataclass(frozen=True, eq=False)
 class Projected:
-    """A network with the sites and directions its gradients are projected to; all masks share it."""
+    """A network with the directions its gradients are projected to; all its masks share them."""
 
     network: nn.Module
     mask_places: tuple[str, ...]
@@ -88,7 +88,8 @@ def projected(
             view, some.x_N, some.key_N, some.target_N, places, spec.ka, spec.kg, spec.seed
         )
     else:
-        projections = random_projections(places, spec.ka, spec.kg, spec.seed, train.x_N)
+        like = next(network.parameters())
+        projections = random_projections(places, spec.ka, spec.kg, spec.seed, like)
     mask_places = mask_sites(network, train.x_N[:2]) if masks else ()
     return Projected(network, mask_places, projections, left_out)
 

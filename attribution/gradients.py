@@ -17,14 +17,16 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .members import View
 
 Projection = tuple[Tensor, ...]
-"""Of a factorised site: (A of shape (I, ka), G of shape (O, kg)); of a dense one: (D of (d, k),)."""
+"""A factorised site's: A of shape (I, ka) and G of (O, kg). A dense one's: a single (d, k)."""
 
 # Subclasses known to compute what their base class does; others must match exactly.
 HONEST = {"timm.layers.norm.LayerNorm": nn.LayerNorm}
@@ -90,6 +92,8 @@ def sites(network: nn.Module) -> tuple[Site, ...]:
 
 
 def _layer_site(name: str, module: nn.Module, parameters: tuple[str, ...]) -> Site | None:
+    if {p.rpartition(".")[2] for p in parameters} - {"weight", "bias"}:
+        return None  # pruned, weight-normalised or extended: not what its type says
     bias = int(getattr(module, "bias", None) is not None)
     match module:
         case nn.Linear() if type(module) is nn.Linear:
@@ -135,7 +139,8 @@ def observe(
     pass and what it returns goes to ``take(site, layer, kept, output_gradient)`` in the backward
     pass. Returns the logits (B, C).
 
-    `key_B` names the examples to the view's mask. The network runs in evaluation mode, with its parameters frozen, and is left as it was found.
+    `key_B` names the examples to the view's mask. The network runs in evaluation mode, with its
+    parameters frozen, and is left as it was found.
     """
     layers = dict(view.network.named_modules())
     leaves: list[Tensor] = []
@@ -144,6 +149,8 @@ def observe(
         def after(layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
             kept = keep(site, layer, args[0].detach())
             if not out.requires_grad:  # nothing before it is differentiated: the graph starts here
+                if not torch.is_grad_enabled():  # the network itself switched gradients off here
+                    return out
                 leaves.append(out.detach().requires_grad_())
                 out = leaves[-1].clone()  # a leaf must not be changed in place by the next layer
             out.register_hook(lambda g: take(site, layer, kept, g))
@@ -158,7 +165,7 @@ def observe(
         with frozen(view.network), torch.enable_grad():
             logits_BC = view.logits(x_B, key_B)
             if leaves:
-                torch.autograd.grad(margin(logits_BC, target_B).sum(), leaves)
+                torch.autograd.grad(margin(logits_BC, target_B).sum(), leaves, allow_unused=True)
     finally:
         for handle in handles:
             handle.remove()
@@ -241,14 +248,13 @@ def parameter_gradients(
         return {}
     values = {s.name: view.network.get_parameter(s.name).detach() for s in alone}
 
-    def f(
-        values: dict[str, Tensor], x: Tensor, target: Tensor, masks: dict[str, Tensor]
-    ) -> Tensor:
+    def f(values: dict[str, Tensor], x: Tensor, target: Tensor, masks: dict[str, Tensor]) -> Tensor:
         ones = {site: mask[None] for site, mask in masks.items()}
         return margin(view.logits(x[None], key_B[:1], values, ones), target[None])[0]
 
     per_example = torch.func.vmap(torch.func.grad(f), (None, 0, 0, 0), chunk_size=32)
-    with frozen(view.network):
+    # The fused attention kernel has no batching rule: vmap would loop over it, with a warning.
+    with frozen(view.network), sdpa_kernel(SDPBackend.MATH):
         grads = per_example(values, x_B, target_B, view.masks_of(x_B, key_B))
     return {s: grads[s.name].flatten(1) for s in alone}
 
@@ -282,7 +288,7 @@ def _project_input(layer: nn.Module, a: Tensor, A_Ik: Tensor) -> Tensor:
 
 
 def input_rows(layer: nn.Module, a: Tensor) -> Tensor:
-    """The layer's input as the matrix view sees it, (B, T, I): patches of a convolution, the bias."""
+    """The layer's input as the matrix view sees it, (B, T, I): patches, and 1 for the bias."""
     if isinstance(layer, nn.Embedding):
         return F.one_hot(a.reshape(a.shape[0], -1), layer.num_embeddings).to(layer.weight.dtype)
     if isinstance(layer, nn.Conv2d):
@@ -350,7 +356,10 @@ def loop_gradients(
         for one in range(len(x_B)):
             b = slice(one, one + 1)
             f = margin(view.logits(x_B[b], key_B[b]), target_B[b])
-            grads = torch.autograd.grad(f.sum(), values, materialize_grads=True)
+            if f.requires_grad:
+                grads = torch.autograd.grad(f.sum(), values, materialize_grads=True)
+            else:  # none of them is used
+                grads = [torch.zeros_like(v) for v in values]
             found = dict(zip(names, grads, strict=True))
             for site in places:
                 rows[site].append(_laid_out(site, [found[n] for n in site.parameters]))

@@ -82,14 +82,25 @@ def search(
     return sign * scores_Tk, ids_Tk
 
 
+def to_bytes(rows: faiss.Index) -> bytes:
+    return faiss.serialize_index(rows).tobytes()
+
+
+def from_bytes(content: bytes) -> faiss.Index:
+    return faiss.deserialize_index(np.frombuffer(content, np.uint8))
+
+
 @dataclass(frozen=True, eq=False)
 class Compressed:
     """What `compress` makes; `Member` queries come from `projectors`."""
 
-    rows: faiss.Index  # r_i * q_i ** power * scale, half precision
-    scale: float
+    rows: faiss.Index  # r_i * q_i ** power, half precision
+    scale: (
+        float  # a score is this times the inner product; stored vectors are in units of their own
+    )
     queries_TMd: np.ndarray  # float16, of the test examples it was made with
-    projectors_MKd: np.ndarray  # float16: u_m = phi_m @ projectors[m], see `unit`
+    projectors_MKd: np.ndarray  # float16: u_m = phi_m @ projectors[m] * projector_scale
+    projector_scale: float
     unit: bool  # phi is to be scaled to length one first
     self_influence_N: np.ndarray  # float32, without q
 
@@ -101,7 +112,7 @@ class Compressed:
     def member_scores(self, u_Md: np.ndarray, hits_H: np.ndarray) -> np.ndarray:
         """Each member's approximate score of the hits, (M, H); their mean is the score."""
         rows_Hd = self.rows.reconstruct_batch(np.ascontiguousarray(hits_H, np.int64))
-        return u_Md.astype(np.float32) @ rows_Hd.T / self.scale
+        return u_Md.astype(np.float32) @ rows_Hd.T * self.scale
 
 
 def compress(
@@ -140,7 +151,7 @@ def compress(
     Q_Nl, _ = torch.linalg.qr(Y_Nl)
     unit = whitenings[0].unit
     gram_ll = torch.zeros(width, width)
-    half_MKl: list[np.ndarray] = []
+    projector_MKl: list[Tensor] = []
     query_TMl: list[Tensor] = []
     for m in range(members):
         report("fit", members + m, 2 * members)
@@ -148,8 +159,8 @@ def compress(
         B_Kl = white.times((white.scaled(train(m)).mT @ Q_Nl).mT).mT  # W'Q, without W
         gram_ll += B_Kl.mT @ B_Kl
         P_Kl = push(white, B_Kl)
-        query_TMl.append((white.scaled(queries(m)) @ P_Kl).half())
-        half_MKl.append(P_Kl.half().numpy())
+        query_TMl.append(white.scaled(queries(m)) @ P_Kl)
+        projector_MKl.append(P_Kl)
         whitenings[m] = Whitening()  # its K * K numbers are not needed again
     eigen_l, U_ll = torch.linalg.eigh(gram_ll.double())
     keep = eigen_l.argsort(descending=True)[:dims]
@@ -158,21 +169,31 @@ def compress(
     rows_Nd = Q_Nl @ (U_ld * singular_d)  # Q U S, the rows on the basis V = B'U / S
     turn_ld = (U_ld / singular_d).float()
     weighted_Nd = rows_Nd * factor(q_N, spec)[:, None]
-    scale = 1 / float(weighted_Nd.abs().max())
+    row_unit = largest([weighted_Nd])
+    queries_M = [u_Tl @ turn_ld for u_Tl in query_TMl]
+    query_unit = largest(queries_M)
+    projectors_M = [P_Kl @ turn_ld for P_Kl in projector_MKl]
+    projector_unit = largest(projectors_M)
     index = faiss.IndexScalarQuantizer(
         dims, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
     )
     index.train(weighted_Nd.numpy())
-    index.add((weighted_Nd * scale).numpy())
+    index.add((weighted_Nd / row_unit).numpy())
     report("fit", 2 * members, 2 * members)
     return Compressed(
         index,
-        scale,
-        torch.stack([(u_Tl.float() @ turn_ld).half() for u_Tl in query_TMl], 1).numpy(),
-        np.stack([(torch.from_numpy(P_Kl).float() @ turn_ld).half().numpy() for P_Kl in half_MKl]),
+        row_unit * query_unit,
+        torch.stack([(u_Td / query_unit).half() for u_Td in queries_M], 1).numpy(),
+        torch.stack([(P_Kd / projector_unit).half() for P_Kd in projectors_M]).numpy(),
+        projector_unit / query_unit,
         unit,
         (rows_Nd.square().sum(1) / members).numpy(),
     )
+
+
+def largest(tensors: Sequence[Tensor]) -> float:
+    """Largest magnitude: the unit in which half precision, of little range, holds them all."""
+    return max(float(t.abs().max()) for t in tensors) or 1.0
 
 
 def push(white: Whitening, right_Kl: Tensor) -> Tensor:

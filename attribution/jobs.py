@@ -43,10 +43,10 @@ class Job:
 def start(cache: Path, options: list[str]) -> str:
     """Start ``python -m attribution build`` with `options`, detached; returns the job's id."""
     job_id = secrets.token_hex(6)
+    cache = cache.absolute()  # the process starts in another folder
     place = cache / "jobs" / job_id
     with writable(cache):
         place.mkdir(parents=True)
-        write(place / "request.json", {"options": options, "created": time.time()})
         command = [sys.executable, "-m", "attribution", "build", *options]
         command += ["--cache", str(cache), "--job", job_id]
         with (place / "log.txt").open("wb") as log:
@@ -59,6 +59,8 @@ def start(cache: Path, options: list[str]) -> str:
                 cwd=Path(__file__).parent.parent,
             )
         write(place / "process.json", {"pid": process.pid, "began": began(process.pid)})
+        # Last, because a job exists once it has a request.
+        write(place / "request.json", {"options": options, "created": time.time()})
     # Reaped when it ends, so that a finished job does not linger as a zombie that looks alive.
     threading.Thread(target=process.wait, daemon=True).start()
     return job_id
@@ -68,7 +70,7 @@ def all_jobs(cache: Path) -> list[Job]:
     """Every job, newest first."""
     folder = cache / "jobs"
     places = [p for p in folder.iterdir() if is_id(p.name)] if folder.is_dir() else []
-    found = [(read(p / "request.json"), p) for p in places]
+    found = [(read(p / "request.json"), p) for p in places if (p / "request.json").exists()]
     newest = sorted(found, key=lambda pair: pair[0].get("created", 0), reverse=True)
     return [_job(place, request) for request, place in newest]
 

@@ -131,9 +131,12 @@ def dropout_mask(key_B: Tensor, site: str, mask: int, units: int, p: float) -> T
 
 def _mix32(h: Tensor, room: Tensor) -> None:
     """In place, a bijection of int32 that spreads every input bit (xor-shift-multiply)."""
-    for shift, factor in ((16, 0x7FEB352D), (15, -2073254261)):
-        h.bitwise_xor_(torch.bitwise_right_shift(h, shift, out=room)).mul_(factor)
-    h.bitwise_xor_(torch.bitwise_right_shift(h, 16, out=room))
+    for shift, factor in ((16, 0x7FEB352D), (15, -2073254261), (16, 1)):
+        # The shift of signed integers copies the sign, which would leave high halves positive.
+        torch.bitwise_right_shift(h, shift, out=room).bitwise_and_((1 << 32 - shift) - 1)
+        h.bitwise_xor_(room)
+        if factor != 1:
+            h.mul_(factor)
 
 
 def _mixed64(h: Tensor) -> Tensor:
@@ -159,12 +162,13 @@ def mask_sites(network: nn.Module, x_B: Tensor) -> tuple[str, ...]:
 
     watched = {n: m for n, m in network.named_modules() if n and not list(m.children())}
     handles = [m.register_forward_hook(note(n)) for n, m in watched.items()]
-    training = network.training
+    training = {m: m.training for m in network.modules()}
     try:
         with torch.no_grad():
             network.eval()(x_B[:2])
     finally:
-        network.train(training)
+        for module, mode in training.items():
+            module.training = mode
         for handle in handles:
             handle.remove()
     order = list(dict.fromkeys(fired))

@@ -136,7 +136,7 @@ def network(name: str, data: Dataset, width: float, seed: int) -> nn.Module:
     except Exception as error:  # whatever a network may raise, it is told in one sentence
         raise UserError(
             found=f"network {name!r} fails on images of {size} x {size} "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no text'})",
+            f"({type(error).__name__}: {first_line(error)})",
             wanted=f"a classifier of {classes} classes for them",
             next_step="choose another with --model",
         ) from error
@@ -207,9 +207,9 @@ def _from_file(name: str) -> nn.Module:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         made = getattr(module, function)()
-    except Exception as error:  # the user's own code may raise anything
+    except (Exception, SystemExit) as error:  # the user's own code may raise anything
         raise UserError(
-            found=f"{path} raised {type(error).__name__}: {error}",
+            found=f"{path} raised {type(error).__name__}: {first_line(error)}",
             wanted=wanted,
             next_step="mend the file given to --model",
         ) from error
@@ -220,6 +220,10 @@ def _from_file(name: str) -> nn.Module:
             next_step="mend the file given to --model",
         )
     return made
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip() or "no text").splitlines()[0]
 
 
 def channels_of(data: Dataset) -> int:

@@ -17,6 +17,7 @@ from .gradients import (
     Site,
     dense_gradient,
     dense_input,
+    frozen,
     gradient_rows,
     input_rows,
     loop_gradients,
@@ -136,6 +137,8 @@ def checked_sites(
     differentiated parameter by parameter instead; a parameter that has no gradient, or more
     entries than `FALLBACK_LIMIT`, is left out.
     """
+    with frozen(view.network), torch.no_grad():  # makes computed weights copyable
+        view.network(x_B)
     double = View(copy.deepcopy(view.network).double(), view.places, view.mask, view.p)
     examples = (x_B.double() if x_B.is_floating_point() else x_B, key_B, target_B)
     trusted, alone, left_out = [], [], []
@@ -149,7 +152,10 @@ def checked_sites(
             size = view.network.get_parameter(name).numel()
             alone.append(Site(name, "parameter", size, 1, (name,)))
     small = [s for s in alone if s.rows <= FALLBACK_LIMIT]
-    agreed = _agreeing(double, examples, small)
+    try:
+        agreed = _agreeing(double, examples, small)
+    except RuntimeError:  # vmap cannot run this network (a recurrent one, say)
+        agreed = set()
     left_out = [s.name for s in alone if s not in agreed]
     return (*trusted, *(s for s in alone if s in agreed)), tuple(left_out)
 
@@ -166,6 +172,8 @@ def _agreeing(
     for site in places:
         wanted = project(site, exact[site], projections[site])
         used = exact[site].any() or site.kind != "parameter"
-        if site in found and used and torch.allclose(found[site], wanted, rtol=1e-6, atol=1e-9):
-            agreed.add(site)
+        phi = found.get(site)
+        if used and phi is not None and phi.shape == wanted.shape:  # else: no batch axis first
+            if torch.allclose(phi, wanted, rtol=1e-6, atol=1e-9):
+                agreed.add(site)
     return agreed

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,9 @@ class Draft:
         self.created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
     def array(self, name: str, values: np.ndarray) -> None:
-        np.save(self.place / f"{name}.npy", values, allow_pickle=False)
+        buffer = BytesIO()  # np.save on a file hides why a write failed
+        np.save(buffer, values, allow_pickle=False)
+        self.bytes_of(f"{name}.npy", buffer.getvalue())
 
     def weights(self, values: Mapping[str, torch.Tensor]) -> None:
         whole = {k: v.detach().cpu().contiguous() for k, v in values.items()}
@@ -115,7 +118,8 @@ class Store:
         try:
             manifest = json.loads(path.read_text())
             found = manifest["format"]
-            assert isinstance(manifest["files"], dict)
+            whole = manifest.pop("sha256") == _digest(manifest)
+            assert isinstance(manifest["files"], dict) and (whole or found != FORMAT)
         except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
             raise damaged(path, "no readable manifest") from error
         if found != FORMAT:
@@ -126,6 +130,21 @@ class Store:
             )
         self._open[kind, name] = Artifact(place, manifest, set())
         return self._open[kind, name]
+
+    def has(self, kind: str, name: str) -> bool:
+        """Whether the artifact is there with all its files, at their sizes (not checksummed)."""
+        try:
+            found = self.find(kind, name)
+        except UserError:
+            return False
+        if found is None:
+            return False
+        for file, facts in found.manifest["files"].items():
+            path = found.place / file
+            if not path.is_file() or path.stat().st_size != facts["bytes"]:
+                del self._open[kind, name]
+                return False
+        return True
 
     def all(self, kind: str) -> list[Artifact]:
         """The finished artifacts of a kind, newest first; damaged ones are passed over."""
@@ -147,16 +166,18 @@ class Store:
 
         Raises `UserError` where the cache cannot be written or is full; nothing is left behind.
         """
-        if found := self.find(kind, name):
-            return found
+        if self.has(kind, name):
+            return self._open[kind, name]
         place = self.root / kind / name
         with writable(self.root):
             place.parent.mkdir(parents=True, exist_ok=True)
             locks = self.root / "locks"
             locks.mkdir(exist_ok=True)
             with FileLock(locks / f"{kind}-{name}.lock"):
-                if found := self.find(kind, name):  # another process was faster
-                    return found
+                if self.has(kind, name):  # another process was faster
+                    return self._open[kind, name]
+                if place.exists():  # damaged: files are missing or cut short
+                    shutil.rmtree(place)
                 sweep(place.parent, name)
                 with tempfile.TemporaryDirectory(
                     dir=place.parent, prefix=f".{name}-", ignore_cleanup_errors=True
@@ -178,8 +199,9 @@ class Store:
                         },
                         **draft.notes,
                     }
-                    text = json.dumps(manifest, indent=1, default=_plain)
-                    (whole / "manifest.json").write_text(text)
+                    manifest = json.loads(json.dumps(manifest, default=_plain))
+                    manifest["sha256"] = _digest(manifest)
+                    (whole / "manifest.json").write_text(json.dumps(manifest, indent=1))
                     for path in whole.iterdir():
                         _flush(path)
                     whole.rename(place)
@@ -219,6 +241,10 @@ def is_id(name: str) -> bool:
 def _checksum(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _flush(path: Path) -> None:

@@ -64,21 +64,26 @@ def row(
     return Row(what=what, value=value, spread=spread, unit=unit, reach=reach, ok=ok)
 
 
+LEAST = 0.5  # seconds; a shorter piece of work is repeated until it has filled them
+
+
 def interleaved(
     repeats: int, work: Mapping[str, Callable[[], object]], *, warm: bool = True
 ) -> dict[str, list[float]]:
     """Seconds of each piece of `work`, taken in turns so that a busy machine slows all of them.
 
-    Divide within one turn, not means by means: ``ratios``. With `warm`, one turn more goes first
-    and is not counted.
+    Divide within one turn, by `ratios`, rather than means by means. With `warm`, one turn more
+    goes first and is not counted.
     """
     seconds: dict[str, list[float]] = {name: [] for name in work}
     for turn in range(repeats + warm):
         for name, run in work.items():
-            start = time.perf_counter()
-            run()
+            start, count, taken = time.perf_counter(), 0, 0.0
+            while taken < LEAST:
+                run()
+                count, taken = count + 1, time.perf_counter() - start
             if turn >= warm:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(taken / count)
     return seconds
 
 

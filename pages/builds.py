@@ -2,9 +2,11 @@
 
 import streamlit as st
 
+from pages.parts.builds_table import builds_table
 from pages.parts.grid import notice
-from pages.parts.opened import engine, head, members
-from pages.parts.words import size, span
+from pages.parts.opened import engine, head
+from pages.parts.trouble import guarded
+from pages.parts.words import span
 
 RUNNING = "running"
 MARKS = {
@@ -29,7 +31,7 @@ def main() -> None:
     with right:
         busy = any(job.state == RUNNING for job in engine().jobs())
         # Polls only while there is something to poll for.
-        st.fragment(jobs, run_every=1.0 if busy else None)(busy)
+        st.fragment(guarded(jobs), run_every=1.0 if busy else None)(busy)
         table()
 
 
@@ -109,7 +111,8 @@ def jobs(was_busy: bool) -> None:
     for job in found[:8]:
         with st.container(border=True):
             words, action = st.columns([5, 2], vertical_alignment="center")
-            words.markdown(f"{MARKS[job.state]} `{' '.join(job.options) or 'default settings'}`")
+            words.markdown(f"{MARKS[job.state]} {span(job.seconds)}")
+            words.caption(f"`{' '.join(job.options) or 'default settings'}`")
             if job.state == RUNNING:
                 if action.button("Cancel", key=f"cancel_{job.id}", width="stretch"):
                     engine().cancel(job.id)
@@ -127,7 +130,8 @@ def jobs(was_busy: bool) -> None:
                     st.switch_page("pages/explain.py", query_params={"build": job.build})
             if job.error:
                 st.error(job.error, icon=":material/error:")
-            log = st.expander(f"Log · {span(job.seconds)}", key=f"log_{job.id}", on_change="rerun")
+            # A constant title: another one each second would close it again.
+            log = st.expander("Log", key=f"log_{job.id}", on_change="rerun")
             if log.open:
                 log.code(engine().job_log(job.id) or "Nothing yet.", language=None)
 
@@ -135,31 +139,10 @@ def jobs(was_busy: bool) -> None:
 def table() -> None:
     """Everything that is finished."""
     st.subheader("Finished", anchor=False)
-    builds = engine().builds()
-    if not builds:
+    if engine().builds():
+        builds_table("finished")
+    else:
         st.caption("None yet.")
-        return
-    st.dataframe(
-        [
-            {
-                "build": one["build"],
-                "data": one["data"],
-                "wrong on purpose": one["noise"],
-                "network": one["model"],
-                "ensemble": members(one),
-                "accuracy": one["accuracy"],
-                "time": span(sum(one["seconds"].values())),
-                "size": size(sum(one["bytes"].values())),
-            }
-            for one in builds
-        ],
-        hide_index=True,
-        column_config={
-            "accuracy": st.column_config.NumberColumn(format="percent"),
-            "wrong on purpose": st.column_config.NumberColumn(format="percent"),
-        },
-        key="finished",
-    )
 
 
 main()

@@ -19,6 +19,7 @@ from pages.parts.grid import (
 )
 from pages.parts.opened import DOUBT, build_or_stop, thumb
 from pages.parts.thumbs import inline
+from pages.parts.trouble import guarded
 from pages.parts.words import readable
 
 HITS = 12  # of each kind
@@ -38,6 +39,7 @@ def main() -> None:
 
 
 @st.fragment
+@guarded
 def show(build: Build, found: pd.DataFrame, left: DeltaGenerator, right: DeltaGenerator) -> None:
     """Thumbnails and answer: a click reruns this, and neither the filter nor the page's head."""
 
@@ -92,10 +94,11 @@ def filtered(build: Build) -> pd.DataFrame:
     names = list(build.classes)
     bound = {"bind": "query-params", "persist_state": "session", "on_change": forget_test}
     top, more = st.columns([3, 2], vertical_alignment="center")
+    if "show" not in st.query_params:  # a default of the widget's own cannot be changed by a click
+        st.session_state.setdefault("show", "wrong")
     kind = top.segmented_control(
         "Predictions",
         ["wrong", "right", "all"],
-        default="wrong",
         key="show",
         required=True,
         label_visibility="collapsed",
@@ -160,7 +163,7 @@ def chosen_test(build: Build, found: pd.DataFrame) -> int | None:
         forget_test()
         follow_link(build)
     chosen = st.session_state["test"]
-    if chosen is not None and chosen >= len(build.test_labels_T):  # of another build
+    if chosen not in build.tests().index:  # of another build
         chosen = None
     return int(found.index[0]) if chosen is None and len(found) else chosen
 
@@ -235,7 +238,8 @@ def explain(build: Build, test_id: int, on_hit) -> None:
     )
     st.caption(
         f"{said}{answer.noise} The band around a score shows two of them each way. *Shaky*: the "
-        f"band reaches zero, or members disagree. Pick a training image to decide on its label."
+        f"band reaches zero, or members disagree. A dashed label is itself in doubt. Pick a "
+        f"training image to keep, relabel or drop it."
     )
 
 

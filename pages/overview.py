@@ -1,126 +1,103 @@
 """What is here, how good it is, what it cost, and what to do next."""
 
+import pandas as pd
 import streamlit as st
 
-from pages.parts.grid import grid
-from pages.parts.opened import DOUBT, build_or_stop, engine, members, thumb
-from pages.parts.words import size, span
+from attribution.engine import Build
+from pages.parts.builds_table import builds_table
+from pages.parts.grid import consume, grid
+from pages.parts.opened import DOUBT, build_or_stop, engine, thumb
+from pages.parts.words import span
 
 SHOWN = 20  # pictures of each kind; two rows of them are in view
 
-build = build_or_stop(
-    "Probable Cause",
-    "Find the training images behind every prediction, and the labels that are wrong.",
-)
-summary = build.summary
-tests = build.tests()
-wrong = tests[~tests.correct].sort_values("confidence", ascending=False)
-suspects = build.mislabels()
-likely = int((suspects.score > DOUBT).sum())
-decisions = engine().decisions.in_force(build.data_id)
 
-facts = st.columns(5, border=True)
-facts[0].metric("Training images", f"{summary['train']:,}")
-facts[1].metric("Test images", f"{summary['test']:,}")
-facts[2].metric("Test accuracy", f"{summary['accuracy']:.1%}")
-facts[3].metric("Networks × masks", f"{summary['models']} × {summary['masks'] or 1}")
-facts[4].metric("Time to build", span(sum(summary["seconds"].values())))
+def main() -> None:
+    build = build_or_stop(
+        "Probable Cause",
+        "Find the training images behind every prediction, and the labels that are wrong.",
+    )
+    consume("overview_wrong", to_explain)
+    consume("overview_suspects", to_review)
+    if "go" in st.session_state:
+        st.switch_page(st.session_state.pop("go"))
+    facts(build)
+    left, right = st.columns(2, border=True)
+    with left:
+        mistakes(build)
+    with right:
+        suspects(build)
+    st.subheader("Builds", anchor=False)
+    builds_table("builds_table")
+    if st.button("Start another build", key="to_builds"):
+        st.switch_page("pages/builds.py")
 
-left, right = st.columns(2, border=True)
-with left:
+
+def facts(build: Build) -> None:
+    summary = build.summary
+    columns = st.columns(5, border=True)
+    columns[0].metric("Training images", f"{summary['train']:,}")
+    columns[1].metric("Test images", f"{summary['test']:,}")
+    columns[2].metric("Test accuracy", f"{summary['accuracy']:.1%}")
+    columns[3].metric("Networks × masks", f"{summary['models']} × {summary['masks'] or 1}")
+    columns[4].metric("Time to build", span(sum(summary["seconds"].values())))
+
+
+def mistakes(build: Build) -> None:
+    """The surest wrong predictions."""
+    tests = build.tests()
+    wrong = tests[~tests.correct].sort_values("confidence", ascending=False)
     st.subheader(f"{len(wrong)} test images are called wrong. Why?", anchor=False)
     st.caption("Pick one to see the training images that led there.")
-
-    def explain(action: dict) -> None:
-        st.session_state["go"] = action.get("id")
-
-    grid(
-        "overview_wrong",
-        explain,
-        kind="pick",
-        tile=76,
-        rows=2,
-        groups=[
-            {
-                "label": "Wrong predictions",
-                "items": [
-                    {
-                        "id": int(i),
-                        "src": thumb(build, "test", i),
-                        "alt": f"Test image {i}",
-                        "caption": f"{build.classes[one.label]} → {build.classes[one.predicted]}",
-                        "correct": False,
-                    }
-                    for i, one in wrong.head(SHOWN).iterrows()
-                ],
-                "empty": "The networks make no mistake on the test images.",
-            }
-        ],
-    )
+    items = [
+        {
+            "id": int(i),
+            "src": thumb(build, "test", i),
+            "alt": f"Test image {i}",
+            "caption": f"{build.classes[one.label]} → {build.classes[one.predicted]}",
+            "correct": False,
+        }
+        for i, one in wrong.head(SHOWN).iterrows()
+    ]
+    empty = "The networks make no mistake on the test images."
+    group = {"label": "Wrong predictions", "items": items, "empty": empty}
+    grid("overview_wrong", to_explain, kind="pick", tile=76, rows=2, groups=[group])
     if st.button("Explain predictions", type="primary", key="to_explain"):
         st.switch_page("pages/explain.py")
-with right:
-    st.subheader(f"{likely} training labels look wrong. Are they?", anchor=False)
-    st.caption(f"The most suspicious first; {len(decisions)} decided so far.")
 
-    def review(action: dict) -> None:
-        st.session_state["go_review"] = action.get("id")
 
-    grid(
-        "overview_suspects",
-        review,
-        kind="pick",
-        tile=76,
-        rows=2,
-        groups=[
-            {
-                "label": "Suspicious training images",
-                "items": [
-                    {
-                        "id": int(i),
-                        "src": thumb(build, "train", i),
-                        "alt": f"Training image {i}",
-                        "caption": f"labelled {build.classes[one.given_label]}",
-                        "correct": True,
-                    }
-                    for i, one in suspects.head(SHOWN).iterrows()
-                ],
-                "empty": "No label looks wrong.",
-            }
-        ],
-    )
+def suspects(build: Build) -> None:
+    """The most suspicious training labels."""
+    table: pd.DataFrame = build.mislabels()
+    likely = int((table.score > DOUBT).sum())
+    decided = len(engine().decisions.in_force(build.data_id))
+    st.subheader(f"{likely} training labels look suspicious. Are they wrong?", anchor=False)
+    st.caption(f"The most suspicious first; {decided} decided so far.")
+    items = [
+        {
+            "id": int(i),
+            "src": thumb(build, "train", i),
+            "alt": f"Training image {i}",
+            "caption": f"labelled {build.classes[one.given_label]}",
+            "correct": True,
+        }
+        for i, one in table.head(SHOWN).iterrows()
+    ]
+    empty = "There is no training image."
+    group = {"label": "Suspicious training images", "items": items, "empty": empty}
+    grid("overview_suspects", to_review, kind="pick", tile=76, rows=2, groups=[group])
     if st.button("Review labels", type="primary", key="to_review"):
         st.switch_page("pages/review.py")
 
-chosen = st.session_state.pop("go", None)
-if chosen is not None:
-    st.switch_page("pages/explain.py", query_params={"build": build.id, "test": str(chosen)})
-chosen = st.session_state.pop("go_review", None)
-if chosen is not None:
-    st.session_state["review_at"] = chosen
-    st.switch_page("pages/review.py")
 
-st.subheader("Builds", anchor=False)
-st.dataframe(
-    [
-        {
-            "build": one["build"],
-            "data": one["data"],
-            "wrong on purpose": one["noise"],
-            "network": one["model"],
-            "ensemble": members(one),
-            "accuracy": one["accuracy"],
-            "time": span(sum(one["seconds"].values())),
-            "size": size(sum(one["bytes"].values())),
-        }
-        for one in engine().builds()
-    ],
-    hide_index=True,
-    column_config={
-        "accuracy": st.column_config.NumberColumn(format="percent"),
-        "wrong on purpose": st.column_config.NumberColumn(format="percent"),
-    },
-    key="builds_table",
-)
-if st.button("Start another build", key="to_builds"):
-    st.switch_page("pages/builds.py")
+def to_explain(action: dict) -> None:
+    """Open the picked prediction."""
+    st.session_state.update(test=action.get("id"), target="predicted", go="pages/explain.py")
+
+
+def to_review(action: dict) -> None:
+    """Put the review's cursor on the picked image."""
+    st.session_state.update(review_at=action.get("id"), go="pages/review.py")
+
+
+main()

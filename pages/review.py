@@ -10,6 +10,7 @@ from attribution.export import decisions_csv
 from attribution.records import Decision
 from pages.parts.grid import class_keys, consume, decide, deck, notice, undo, verdicts
 from pages.parts.opened import DOUBT, build_or_stop, engine, thumb
+from pages.parts.trouble import guarded
 
 PAGE = 48
 SIGNALS = {
@@ -27,6 +28,7 @@ def main() -> None:
 
 
 @st.fragment
+@guarded
 def queue(build: Build) -> None:
     """The page below its head: a decision reruns this and nothing else."""
     suspects = build.mislabels()
@@ -66,7 +68,7 @@ def queue(build: Build) -> None:
     done = int(likely.example_id.isin(list(stand)).sum())
     middle.progress(
         done / max(1, len(likely)),
-        text=f"**{done}** of {len(likely)} labels that look wrong decided · {tally(stand)}",
+        text=f"**{done}** of {len(likely)} suspicious labels decided · {tally(stand)}",
     )
     right.download_button(
         "Export CSV",
@@ -147,6 +149,7 @@ def item(build: Build, train_id: int, one: pd.Series) -> dict:
         "alt": f"Training image {train_id}, labelled {given}",
         "given": int(one.given_label),
         "suggested": int(one.suggested_label),
+        "suspicion": f"{one.score:.0%}",
         "why": one.why,
         "signals": [
             (words, float(one[name]), f"{one[name]:.0%}") for name, words in SIGNALS.items()

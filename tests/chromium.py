@@ -1,10 +1,11 @@
-"""Drives the app in a real Chromium: for the click benchmark, the tests and the screenshots."""
+"""The app's server and a real Chromium, for the browser tests and the screenshots."""
 
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 from playwright.sync_api import Browser, sync_playwright
 
 ROOT = Path(__file__).parents[1]
+PATIENCE = 60  # seconds that the app may take to start
 FLAGS = [
     "--headless=new",
     "--no-sandbox",
@@ -45,32 +47,32 @@ def chromium() -> Iterator[Browser]:
 
 
 @contextmanager
-def app_server(cache: Path, workspace: Path, seconds: float = 60) -> Iterator[str]:
-    """The app on a free port, as the command line starts it; gives its address."""
+def app_server(cache: Path, workspace: Path, folder: Path = ROOT) -> Iterator[str]:
+    """The app on a free port, started in `folder` by the command line; gives its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "attribution", "app", "--port", str(port)]
     command += ["--cache", str(cache), "--workspace", str(workspace)]
+    said = tempfile.TemporaryFile("w+")
     process = subprocess.Popen(
         command,
-        cwd=ROOT,
-        env={**os.environ, "STREAMLIT_SERVER_HEADLESS": "true"},
-        stdout=subprocess.PIPE,
+        cwd=folder,
+        env={**os.environ, "STREAMLIT_SERVER_HEADLESS": "true", "PYTHONPATH": str(ROOT)},
+        stdout=said,
         stderr=subprocess.STDOUT,
-        text=True,
     )
     url = f"http://localhost:{port}"
     try:
-        for _ in range(int(seconds * 10)):
+        for _ in range(10 * PATIENCE):
             if process.poll() is not None:
-                assert process.stdout is not None
-                raise RuntimeError(f"the app did not start: {process.stdout.read()}")
+                said.seek(0)
+                raise RuntimeError(f"the app did not start: {said.read()}")
             if _healthy(url):
                 break
             time.sleep(0.1)
         else:
-            raise RuntimeError(f"the app did not answer within {seconds:g} s")
+            raise RuntimeError(f"the app did not answer within {PATIENCE} s")
         yield url
     finally:
         process.terminate()
@@ -79,6 +81,7 @@ def app_server(cache: Path, workspace: Path, seconds: float = 60) -> Iterator[st
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        said.close()
 
 
 def _healthy(url: str) -> bool:

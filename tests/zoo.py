@@ -130,7 +130,7 @@ CASES = {
     "mlp": Case(lambda: MODELS["mlp"](1, 8, 4, 0.1), (1, 8, 8)),
     "cnn": Case(lambda: MODELS["cnn"](3, 12, 4, 0.2), (3, 12, 12)),
     "resnet9": Case(lambda: MODELS["resnet9"](3, 16, 4, 1 / 16), (3, 16, 16)),
-    "vit": Case(vit, (3, 32, 32), fallback=("cls_token", "pos_embed", "blocks.", "norm.")),
+    "vit": Case(vit, (3, 32, 32), fallback=("cls_token", "pos_embed")),
     "mobilenet": Case(
         lambda: torchvision.models.mobilenet_v2(weights=None, width_mult=0.1, num_classes=4),
         (3, 32, 32),

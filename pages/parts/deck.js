@@ -57,7 +57,9 @@ function draw(root, state) {
   if (state.at === null) state.at = nextOpen(state, -1);
   if (state.at === null && data.items.length) state.at = data.items[0].id;
   show(root, state);
-  if (document.activeElement === document.body) focusTile(root, state);
+  // The keys are for the images, not for the link that led here.
+  if (!state.entered && !typing(document.activeElement)) focusTile(root, state);
+  state.entered = true;
 }
 
 function nextOpen(state, from) {
@@ -104,6 +106,9 @@ function cardOf(item, verdict, data) {
     guess.append(make("span", "quiet", "looks like"), make("b", "", name(item.suggested)));
     labels.append(make("span", "arrow", "→"), guess);
   }
+  const doubt = make("div", "label doubt");
+  doubt.append(make("span", "quiet", "suspicion"), make("span", "", item.suspicion));
+  labels.append(doubt);
   const why = make("p", "why", item.why);
   const signals = make("div", "signals");
   for (const [title, value, text] of item.signals) {

@@ -180,7 +180,11 @@ function openHit(root, state, id) {
   });
   side.append(acts, classes);
   panel.append(side);
-  root.querySelector(`.tile[data-id="${id}"]`).closest(".group").append(panel);
+  // Below the row of its tile.
+  const tile = root.querySelector(`.tile[data-id="${id}"]`);
+  const row = tilesOf(tile.parentElement).filter((one) => one.offsetTop === tile.offsetTop);
+  row.at(-1).after(panel);
+  panel.scrollIntoView({ block: "nearest" });
 }
 
 function decide(root, state, id, verdict, label) {

@@ -1,6 +1,7 @@
 """The engine that all pages share, and the build that a page shows."""
 
 import os
+import shlex
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from streamlit.delta_generator import DeltaGenerator
 
 from attribution.engine import Build, Engine
 
-DOUBT = 0.5  # suspicion from which on a label is questioned
+DOUBT = 0.25  # a label with a higher suspicion (0..1) is called suspicious
 CACHE, WORKSPACE = "PROBABLE_CAUSE_CACHE", "PROBABLE_CAUSE_WORKSPACE"
 
 
@@ -80,7 +81,6 @@ def members(summary: dict[str, Any]) -> str:
 
 def no_builds() -> None:
     """What to do in an empty cache."""
-    cache_dir, _ = places()
     with st.container(border=True):
         st.subheader("Nothing is built yet", anchor=False)
         st.write(
@@ -92,10 +92,16 @@ def no_builds() -> None:
             engine().start(["--noise", "0.1"])
             st.switch_page("pages/builds.py")
         st.caption("Or in a terminal:")
-        st.code(
-            f"python -m attribution build --noise 0.1 --cache {cache_dir}",
-            language="bash",
-        )
+        st.code(build_command(), language="bash")
+
+
+def build_command() -> str:
+    """The command that builds the demo into this cache."""
+    cache_dir, _ = places()
+    if cache_dir.is_relative_to(Path.cwd()):
+        cache_dir = cache_dir.relative_to(Path.cwd())
+    where = "" if cache_dir == Path("cache") else f" --cache {shlex.quote(str(cache_dir))}"
+    return f"python -m attribution build --noise 0.1{where}"
 
 
 def thumb(build: Build, split: str, position: int) -> str:

@@ -2,13 +2,32 @@
 
 import logging
 import tempfile
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import streamlit as st
 
 from attribution.records import UserError
 
 from .opened import places
+
+
+def guarded(draw: Callable[..., None]) -> Callable[..., None]:
+    """`draw`, with `show_trouble` for what it raises.
+
+    For fragments: Streamlit reports their errors itself, with a traceback on the terminal.
+    """
+
+    @wraps(draw)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            draw(*args, **kwargs)
+        except Exception as error:
+            show_trouble(error)
+
+    return run
 
 
 def show_trouble(error: Exception) -> bool:

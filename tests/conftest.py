@@ -1,0 +1,36 @@
+"""A real, tiny build that the page and browser tests share."""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+import pytest
+
+from attribution.engine import Engine
+from attribution.records import BuildSpec, DataSpec, FeatureSpec
+
+
+class Tiny(NamedTuple):
+    """Where the tiny build is."""
+
+    cache: Path
+    workspace: Path
+    build: str
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """mnist5k with flipped labels, two small networks of two masks each, few directions."""
+    root = tmp_path_factory.mktemp("tiny")
+    spec = BuildSpec(
+        data=DataSpec(noise=0.1),
+        models=2,
+        masks=2,
+        epochs=3,
+        features=FeatureSpec(ka=8, kg=4),
+        index_dims=32,
+    )
+    made = Engine(root / "cache", root).build(spec)
+    return Tiny(root / "cache", root, made["build"])

@@ -1,0 +1,372 @@
+"""Every page on a real build: its ids and numbers are the engine's, its mistakes are sentences."""
+
+import json
+import socket
+import sqlite3
+from pathlib import Path
+
+import pytest
+from conftest import Tiny
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
+from streamlit.testing.v1 import AppTest
+
+from app import serve
+from attribution.engine import Build, Engine
+from attribution.records import UserError
+from pages.parts import opened
+from pages.parts.thumbs import ROUTES
+from pages.parts.words import readable, size, span
+
+APP = str(Path(__file__).parents[1] / "app.py")
+
+
+@pytest.fixture
+def place(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tiny:
+    """The tiny build with a workspace of the test's own, as the app finds them."""
+    return at_place(Tiny(tiny.cache, tmp_path, tiny.build), monkeypatch)
+
+
+def at_place(place: Tiny, monkeypatch: pytest.MonkeyPatch) -> Tiny:
+    monkeypatch.setenv(opened.CACHE, str(place.cache))
+    monkeypatch.setenv(opened.WORKSPACE, str(place.workspace))
+    return place
+
+
+@pytest.fixture
+def engine(place: Tiny) -> Engine:
+    return opened.engine()
+
+
+@pytest.fixture
+def build(engine: Engine, place: Tiny) -> Build:
+    return engine.open(place.build)
+
+
+def page(name: str, **query: str) -> AppTest:
+    """A page as a visitor with this address gets it."""
+    app = AppTest.from_file(APP, default_timeout=60)
+    app.run()
+    for key, value in query.items():
+        app.query_params[key] = value
+    return app if name == "overview" else app.switch_page(f"pages/{name}.py").run()
+
+
+def element(app: AppTest, key: str) -> dict:
+    """The data of one of our own elements."""
+    found = [
+        e.proto for e in app.get("bidi_component") if f"-{key}" in e.proto.id.rpartition("$$")[2]
+    ]
+    assert len(found) == 1, f"{key}: {[e.proto.id for e in app.get('bidi_component')]}"
+    return json.loads(found[0].json)
+
+
+def items(app: AppTest, key: str, group: int = 0) -> list[dict]:
+    data = element(app, key)
+    return data["groups"][group]["items"] if "groups" in data else data["items"]
+
+
+def act(app: AppTest, key: str, *actions: dict) -> AppTest:
+    """What the browser does: put numbered actions into the element's state, and rerun."""
+    data = element(app, key)
+    numbered = [{**a, "seq": data["ack"] + i + 1} for i, a in enumerate(actions)]
+    app.session_state[key] = {"queue": {"epoch": data["epoch"], "actions": numbered}}
+    return app.run()
+
+
+def fine(app: AppTest) -> AppTest:
+    assert not app.exception and not app.error, (app.exception, app.error)
+    return app
+
+
+def test_overview_shows_the_build_and_its_surest_mistakes(build: Build) -> None:
+    app = fine(page("overview"))
+    tests = build.tests()
+    wrong = tests[~tests.correct].sort_values("confidence", ascending=False)
+    metrics = {m.label: m.value for m in app.metric}
+    assert metrics["Training images"] == f"{len(build.train_ids):,}"
+    assert metrics["Test images"] == f"{len(tests):,}"
+    assert metrics["Test accuracy"] == f"{tests.correct.mean():.1%}"
+    assert metrics["Networks × masks"] == "2 × 2"
+    shown = [one["id"] for one in items(app, "overview_wrong")]
+    assert shown == [int(i) for i in wrong.index[: len(shown)]] and shown
+    suspects = [one["id"] for one in items(app, "overview_suspects")]
+    assert suspects == [int(i) for i in build.mislabels().index[: len(suspects)]]
+    assert build.id in app.dataframe[0].value["build"].tolist()
+
+
+def test_overview_leads_to_the_chosen_prediction(build: Build) -> None:
+    app = page("overview")
+    chosen = items(app, "overview_wrong")[3]["id"]
+    fine(act(app, "overview_wrong", {"type": "pick", "id": chosen}))
+    assert element(app, "tests")["selected"] == chosen
+    assert element(app, "subject")["title"] == f"Test image {chosen}"
+
+
+def test_explain_opens_on_the_surest_mistake_with_the_engines_hits(build: Build) -> None:
+    app = fine(page("explain"))
+    tests = build.tests()
+    wrong = tests[~tests.correct].sort_values("confidence", ascending=False)
+    assert [one["id"] for one in items(app, "tests")] == [int(i) for i in wrong.index[:120]]
+    test_id = element(app, "tests")["selected"]
+    assert test_id == int(wrong.index[0])
+    answer = build.query(test_id, 12, "predicted")
+    scale = readable(max(abs(hit.score) for hit in answer.proponents + answer.opponents))[0]
+    for group, hits in enumerate((answer.proponents, answer.opponents)):
+        shown = items(app, "hits", group)
+        assert [one["id"] for one in shown] == [hit.train_id for hit in hits]
+        assert [one["score"] for one in shown] == [hit.score for hit in hits]
+        assert [one["score_text"] for one in shown] == [f"{h.score * scale:+.1f}" for h in hits]
+        assert [one["stderr"] for one in shown] == [hit.stderr for hit in hits]
+        assert [one["shaky"] for one in shown] == [hit.shaky for hit in hits]
+        assert [one["caption"] for one in shown] == [build.classes[hit.label] for hit in hits]
+        assert shown[0]["agreement_text"] == f"{round(hits[0].agreement * 4)}/4"
+    bars = element(app, "subject")["bars"]
+    assert bars[0]["value"] == pytest.approx(float(build.probs_TC[test_id].max()))
+    assert any(answer.noise in caption.value for caption in app.caption)
+
+
+def test_explain_filters_by_class_confidence_and_correctness(build: Build) -> None:
+    app = page("explain")
+    app.button_group(key="show").set_value("all").run()
+    app.selectbox(key="label").set_value(build.classes[4]).run()
+    app.slider(key="confidence").set_range(50, 100).run()
+    tests = build.tests()
+    kept = tests[(tests.label == 4) & (tests.confidence >= 0.5)]
+    assert {one["id"] for one in items(fine(app), "tests")} == {int(i) for i in kept.index}
+
+
+def test_explain_asks_about_another_class_and_says_so(build: Build) -> None:
+    app = page("explain")
+    test_id = element(app, "tests")["selected"]
+    label = int(build.test_labels_T[test_id])
+    question = next(b for b in app.button_group if (b.key or "").startswith("question"))
+    question.set_value(label).run()
+    answer = build.query(test_id, 12, "label")
+    assert [one["id"] for one in items(fine(app), "hits")] == [
+        h.train_id for h in answer.proponents
+    ]
+    name = build.classes[label]
+    assert element(app, "hits")["groups"][0]["label"] == f"Pushed towards {name}"
+    assert app.query_params["target"] in ("label", ["label"])
+
+
+def test_a_link_restores_prediction_and_target(build: Build) -> None:
+    app = AppTest.from_file(APP, default_timeout=60)
+    app.switch_page("pages/explain.py")
+    app.query_params["test"] = "17"
+    app.query_params["target"] = "3"
+    fine(app.run())
+    assert element(app, "subject")["title"] == "Test image 17"
+    hits = build.query(17, 12, "3").opponents
+    assert [one["id"] for one in items(app, "hits", 1)] == [hit.train_id for hit in hits]
+
+
+@pytest.mark.parametrize("bad", ["99999", "-1", "x", "1.5"])
+def test_a_bad_test_id_in_the_address_is_a_notice_beside_a_working_page(
+    build: Build, bad: str
+) -> None:
+    app = AppTest.from_file(APP, default_timeout=60)
+    app.switch_page("pages/explain.py")
+    app.query_params["test"] = bad
+    fine(app.run())
+    (notice,) = [w.value for w in app.warning]
+    assert bad in notice and "0 to 499" in notice and "choose" in notice
+    assert element(app, "hits")["groups"][0]["items"]
+
+
+def test_an_unknown_build_in_the_address_is_a_notice(build: Build) -> None:
+    app = AppTest.from_file(APP, default_timeout=60)
+    app.query_params["build"] = "../../etc"
+    fine(app.run())
+    (notice,) = [w.value for w in app.warning]
+    assert "../../etc" in notice and build.id in notice and "attribution list" in notice
+
+
+def test_a_hit_is_decided_in_place_with_the_evidence_that_was_shown(
+    engine: Engine, build: Build
+) -> None:
+    app = page("explain")
+    hit = items(app, "hits")[2]
+    act(app, "hits", {"type": "decide", "id": hit["id"], "verdict": "relabel", "label": 7})
+    (made,) = engine.decisions.in_force(build.data_id).values()
+    assert (made.verdict, made.label) == ("relabel", 7)
+    assert made.example_id == build.train_ids[hit["id"]] and made.build_id == build.id
+    assert json.loads(made.evidence)["score"] == hit["score"]
+    assert element(fine(app), "hits")["verdicts"] == {
+        str(hit["id"]): {"verdict": "relabel", "label": 7}
+    }
+
+
+def test_review_lists_the_engines_suspects_in_order(build: Build) -> None:
+    app = fine(page("review"))
+    suspects = build.mislabels().head(48)
+    shown = items(app, "deck")
+    assert [one["id"] for one in shown] == [int(i) for i in suspects.index]
+    assert [one["given"] for one in shown] == suspects.given_label.tolist()
+    assert [one["suggested"] for one in shown] == suspects.suggested_label.tolist()
+    assert [one["why"] for one in shown] == suspects.why.tolist()
+    assert element(app, "deck")["keys"] == list(build.classes)  # on digits the key is the name
+
+
+def test_review_applies_each_action_once(engine: Engine, build: Build) -> None:
+    app = page("review")
+    one, two, three = (item["id"] for item in items(app, "deck")[:3])
+    actions = [
+        {"type": "decide", "id": one, "verdict": "keep"},
+        {"type": "decide", "id": two, "verdict": "drop"},
+        {"type": "decide", "id": three, "verdict": "relabel", "label": 5},
+        {"type": "undo"},
+    ]
+    act(app, "deck", *actions)
+    fine(app.run())  # the same state again, as a rerun for another reason brings it
+    assert element(app, "deck")["ack"] == 4
+    assert len(engine.decisions.history(build.data_id)) == 3
+    stand = engine.decisions.in_force(build.data_id)
+    assert {d.example_id: d.verdict for d in stand.values()} == {
+        build.train_ids[one]: "keep",
+        build.train_ids[two]: "drop",
+    }
+    assert element(app, "deck")["focus"]["id"] == three
+
+
+def test_actions_meant_for_an_earlier_session_are_not_applied(engine: Engine, build: Build) -> None:
+    app = page("review")
+    first = items(app, "deck")[0]["id"]
+    action = {"type": "decide", "id": first, "verdict": "drop", "seq": 1}
+    app.session_state["deck"] = {"queue": {"epoch": "before", "actions": [action]}}
+    fine(app.run())
+    assert engine.decisions.in_force(build.data_id) == {}
+
+
+@pytest.mark.parametrize(
+    ("action", "said"),
+    [
+        ({"id": 99999, "verdict": "keep"}, "99999"),
+        ({"id": 0, "verdict": "burn"}, "burn"),
+        ({"id": 0, "verdict": "relabel", "label": 10}, "10"),
+        ({"id": "x", "verdict": "keep"}, "x"),
+    ],
+)
+def test_a_decision_that_makes_no_sense_is_a_notice(
+    engine: Engine, build: Build, action: dict, said: str
+) -> None:
+    app = act(page("review"), "deck", {"type": "decide", **action})
+    (notice,) = [w.value for w in fine(app).warning]
+    assert said in notice and "wanted" in notice and "reload" in notice
+    assert engine.decisions.in_force(build.data_id) == {}
+
+
+def test_review_shows_what_is_decided_and_counts_it(engine: Engine, build: Build) -> None:
+    second = int(build.mislabels().index[1])
+    engine.decisions.decide(build.data_id, build.train_ids[second], "drop")
+    app = page("review")
+    app.button_group(key="which").set_value("decided").run()
+    assert [one["id"] for one in items(fine(app), "deck")] == [second]
+    assert element(app, "deck")["verdicts"] == {str(second): {"verdict": "drop", "label": None}}
+
+
+def test_decisions_that_cannot_be_written_are_a_notice(
+    engine: Engine, build: Build, place: Tiny
+) -> None:
+    app = page("review")
+    first = items(app, "deck")[0]["id"]
+    engine.decisions.path.with_name("decisions.sqlite-wal").unlink(missing_ok=True)
+    engine.decisions.path.write_bytes(b"this is no database, it only looks like a file")
+    act(app, "deck", {"type": "decide", "id": first, "verdict": "keep"})
+    assert not app.exception
+    assert any("decisions.sqlite" in w.value and "--workspace" in w.value for w in app.warning)
+
+
+def test_builds_lists_the_build_and_starts_another_as_the_command_line_would(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+    monkeypatch.setattr(Engine, "start", lambda self, options: started.append(options) or "job")
+    app = fine(page("builds"))
+    assert build.id in app.dataframe[0].value["build"].tolist()
+    app.number_input(key="models").set_value(3)
+    app.slider(key="noise").set_value(20)
+    app.number_input(key="masks").set_value(0)
+    next(b for b in app.button if b.label == "Start build").click().run()
+    (options,) = started
+    given = dict(zip(options[::2], options[1::2], strict=True))
+    assert given["--models"] == "3" and given["--noise"] == "0.2"
+    assert given["--strategy"] == "naive" and "--masks" not in given
+
+
+@pytest.mark.parametrize("name", ["overview", "explain", "review"])
+def test_an_empty_cache_says_what_to_run(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_place(Tiny(tmp_path / "cache", tmp_path, ""), monkeypatch)
+    app = fine(page(name))
+    assert any("python -m attribution build" in code.value for code in app.code)
+    assert app.button(key="build_demo")
+
+
+def test_builds_works_on_an_empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_place(Tiny(tmp_path / "cache", tmp_path, ""), monkeypatch)
+    app = fine(page("builds"))
+    assert any(button.label == "Start build" for button in app.button)
+
+
+def test_the_unforeseen_is_one_sentence_with_the_path_of_a_log(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Build) -> None:
+        raise RuntimeError("secret inner words")
+
+    monkeypatch.setattr(Build, "tests", broken)
+    app = page("overview")
+    assert not app.exception
+    (said,) = [e.value for e in app.error]
+    assert "app.log" in said and "secret" not in said and "Traceback" not in said
+
+
+def test_thumbnails_are_looked_up_and_never_paths(build: Build) -> None:
+    client = TestClient(Starlette(routes=ROUTES))
+    good = client.get(opened.thumb(build, "test", 3))
+    assert good.status_code == 200 and good.headers["content-type"] == "image/png"
+    assert "immutable" in good.headers["cache-control"]
+    for address in (
+        f"/thumb/{build.id}/test/500.png",
+        f"/thumb/{build.id}/test/-1.png",
+        f"/thumb/{build.id}/test/99999999999999999999.png",
+        f"/thumb/{build.id}/test/x.png",
+        f"/thumb/{build.id}/validation/3.png",
+        "/thumb/nonsense/test/3.png",
+        "/thumb/%2e%2e%2f%2e%2e/test/3.png",
+        "/thumb/",
+    ):
+        bad = client.get(address)
+        assert bad.status_code == 404 and bad.headers["content-type"].startswith("text/plain")
+
+
+def test_a_port_in_use_is_a_sentence_before_anything_starts(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"port {port} is not free; wanted a free.*--port"):
+            serve(tmp_path, port=port)
+
+
+def test_numbers_read_well() -> None:
+    assert [span(s) for s in (None, 8.2, 200, 60, 7500)] == [
+        "",
+        "8 s",
+        "3 min 20 s",
+        "1 min",
+        "2 h 5 min",
+    ]
+    assert [size(n) for n in (12, 9_300_000, 1.74e9)] == ["12 B", "9.3 MB", "1.74 GB"]
+    assert readable(0.0041) == (1000.0, "Scores are shown times 1,000. ")
+    assert readable(2.5) == (1.0, "") and readable(0) == (1.0, "")
+
+
+def test_a_workspace_is_where_decisions_are(engine: Engine, build: Build, place: Tiny) -> None:
+    act(page("review"), "deck", {"type": "decide", "id": 0, "verdict": "keep"})
+    with sqlite3.connect(place.workspace / "decisions.sqlite") as db:
+        assert db.execute("SELECT count(*) FROM events").fetchone() == (1,)
+    db.close()
