@@ -135,7 +135,7 @@ class Decisions:
         cursor = db.execute(
             f"INSERT INTO events ({names}) VALUES ({marks})", tuple(values.values())
         )
-        return replace(about, seq=cursor.lastrowid) if act == "decide" else about
+        return replace(about, seq=cursor.lastrowid or 0) if act == "decide" else about
 
     @contextmanager
     def _open(self, write: bool = False) -> Iterator[sqlite3.Connection]:

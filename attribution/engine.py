@@ -348,7 +348,7 @@ class Making:
 
     def test_probs(self) -> np.ndarray:
         """Mean over the networks, float32 (T, C)."""
-        return np.mean([r.array("test_probs") for r in self.runs], 0, dtype=np.float32)
+        return np.stack([r.array("test_probs") for r in self.runs]).mean(0, dtype=np.float32)
 
     def summarise(self, draft: Draft, build_id: str, index: Artifact) -> None:
         """The build's summary, and what it is made of."""
@@ -490,9 +490,9 @@ class Build:
         for t in chosen:
             self._check_test(t)
         targets = [self._class_of(t, target) for t in chosen]
-        total_Md = sum(
-            self._query_Md(t, c).astype(np.float32) for t, c in zip(chosen, targets, strict=True)
-        )
+        total_Md = np.zeros(self.compressed.queries_TMd.shape[1:], np.float32)
+        for t, c in zip(chosen, targets, strict=True):
+            total_Md += self._query_Md(t, c)
         asked = targets[0] if len(set(targets)) == 1 else -1
         return self._answer(total_Md / len(chosen), -1, asked, k)
 
@@ -552,7 +552,7 @@ class Build:
         return suspects(
             self.train_ids,
             self.train_labels_N,
-            np.mean([r.array("belief") for r in runs], 0, dtype=np.float32),
+            np.stack([r.array("belief") for r in runs]).mean(0, dtype=np.float32),
             self.q_N,
             self.compressed.self_influence_N,
             self.classes,

@@ -276,8 +276,8 @@ def _project_input(layer: nn.Module, a: Tensor, A_Ik: Tensor) -> Tensor:
         case nn.Conv2d():
             patch = layer.weight[0].numel()
             kernel = A_Ik[:patch].mT.reshape(-1, *layer.weight.shape[1:])
-            bias = A_Ik[patch] if layer.bias is not None else None
-            out = F.conv2d(a, kernel, bias, layer.stride, layer.padding, layer.dilation)
+            one = A_Ik[patch] if layer.bias is not None else None
+            out = F.conv2d(a, kernel, one, layer.stride, layer.padding, layer.dilation)
             return out.flatten(2).mT
         case nn.Embedding():
             out = A_Ik[a.reshape(a.shape[0], -1)]
@@ -356,10 +356,9 @@ def loop_gradients(
         for one in range(len(x_B)):
             b = slice(one, one + 1)
             f = margin(view.logits(x_B[b], key_B[b]), target_B[b])
-            if f.requires_grad:
+            grads = tuple(torch.zeros_like(v) for v in values)
+            if f.requires_grad:  # else none of them is used
                 grads = torch.autograd.grad(f.sum(), values, materialize_grads=True)
-            else:  # none of them is used
-                grads = [torch.zeros_like(v) for v in values]
             found = dict(zip(names, grads, strict=True))
             for site in places:
                 rows[site].append(_laid_out(site, [found[n] for n in site.parameters]))

@@ -1,13 +1,14 @@
 """Scores of scores: how good a mislabel ranking is where the truth is known. Pure arithmetic."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 
 def detection(
     wrong_N: np.ndarray, score_N: np.ndarray, at: Sequence[int] = (50, 100, 200, 450)
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """AUC, average precision and precision among the k most suspicious.
 
     `wrong_N` bool, `score_N` high where suspicious; both over all training examples.

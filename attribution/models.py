@@ -10,6 +10,7 @@ import importlib.util
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -159,7 +160,7 @@ def _timm(name: str, channels: int, size: int, classes: int) -> nn.Module:
             wanted=f"one of {', '.join(near)}, ..." if near else "a name of timm.list_models()",
             next_step="choose one with --model timm:NAME",
         )
-    options = {"num_classes": classes, "in_chans": channels}
+    options: dict[str, Any] = {"num_classes": classes, "in_chans": channels}
     try:
         return timm.create_model(name, img_size=size, **options)
     except TypeError:  # most convolutional networks take any size and no img_size
@@ -200,10 +201,12 @@ def code_id(name: str) -> str:
 def _from_file(name: str) -> nn.Module:
     """The module that FUNCTION of FILE.py returns. Runs the user's code, on the user's word."""
     code_id(name)
-    path, function = source_file(name)
+    file, _, function = name.rpartition(":")
+    path = Path(file)
     wanted = f"a function {function}() in it that returns a torch.nn.Module"
     try:
         spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         made = getattr(module, function)()

@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 FORMAT = 1  # of the cache; part of every id, so another format is another artifact
 
-NoiseKind = Literal["uniform", "class"]
 Verdict = Literal["keep", "relabel", "drop"]
 Report = Callable[[str, int, int], None]
 """Called as ``report(stage, done, total)`` while something long runs."""
@@ -65,7 +64,7 @@ class DataSpec:
 
     name: str = "mnist5k"
     noise: float = 0.0  # share of training labels flipped
-    noise_kind: NoiseKind = "uniform"
+    noise_kind: str = "uniform"  # or class; `data.NOISES`
     noise_seed: int = 0
 
 
@@ -102,7 +101,7 @@ class Member:
 class FeatureSpec:
     """How a member's per-example gradients are projected."""
 
-    basis: Literal["own", "random"] = "own"
+    basis: str = "own"  # or random
     ka: int = 64  # directions kept of each layer's input
     kg: int = 8  # directions kept of each layer's output gradient
     seed: int = 0  # of the random basis, and of the sketch behind the own one
@@ -125,7 +124,7 @@ class BuildSpec:
     model: str = "mlp"
     width: float = 1.0
     epochs: int = 50
-    strategy: Literal["naive", "dropout"] = "dropout"
+    strategy: str = "dropout"  # or naive
     models: int = 5
     masks: int = 20
     p: float = 0.1

@@ -39,7 +39,7 @@ def train(
         momentum=spec.momentum,
         weight_decay=spec.weight_decay,
     )
-    belief_NC = None
+    belief_NC = torch.zeros(())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)  # dropout draws from the global stream
         for epoch in range(spec.epochs):
@@ -58,8 +58,7 @@ def train(
                     wanted="training that converges",
                     next_step="try a smaller --learning-rate or another --model",
                 )
-            seen_NC = probabilities(network, x_N)
-            belief_NC = seen_NC if belief_NC is None else belief_NC + seen_NC
+            belief_NC = belief_NC + probabilities(network, x_N)
     report("train", spec.epochs, spec.epochs)
     return Trained(network.eval(), (belief_NC / spec.epochs).numpy())
 
