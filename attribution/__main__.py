@@ -85,8 +85,11 @@ def build(
         float, typer.Option(help="Damping, in units of the kernel's mean diagonal.")
     ] = DEFAULT.estimator.damping,
     q_power: Annotated[
-        float, typer.Option(help="Power of the mean 1 - p; the paper has 1.")
-    ] = DEFAULT.estimator.q_power,
+        float | None,
+        typer.Option(
+            help="Power of the mean 1 - p; the paper has 1. Left out: 0.25 for naive, else 0.5."
+        ),
+    ] = None,
     index_dims: Annotated[
         int, typer.Option(help="Dimensions of the compressed index.")
     ] = DEFAULT.index_dims,
@@ -98,6 +101,8 @@ def build(
     job: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:
     """Train the networks, featurize the members, fit the index. A second time it is all done."""
+    if q_power is None:
+        q_power = 0.25 if strategy == "naive" else DEFAULT.estimator.q_power
     spec = BuildSpec(
         data=DataSpec(name=data, noise=noise, noise_kind=noise_kind, noise_seed=noise_seed),
         model=model,

@@ -50,8 +50,8 @@ def suspects(
     )
     frame["score"] = fused(frame)
     frame["why"] = [
-        f"While training, the networks gave {classes[other]} {100 * b:.0f} % "
-        f"and the given {classes[label]} {100 * a:.0f} %."
+        f"While training, the networks believed {100 * b:.0f} % in “{classes[other]}” "
+        f"and {100 * a:.0f} % in the given “{classes[label]}”."
         for label, other, a, b in zip(labels_N, best_N, given_N, suggested_N, strict=True)
     ]
     return frame.sort_values("score", ascending=False, kind="stable")

@@ -45,7 +45,7 @@ from .rows import Options, Row, interleaved, ratios, row
 DIMS = 512
 MLP_DIMS = FeatureSpec(ka=16, kg=11)  # 16 * 11 + 16 * 11 + 16 * 10 = 512
 RESNET_DIMS = FeatureSpec(ka=8, kg=5)  # 11 layers * 40 + 10 norms * 8 = 520
-RESNET_IMAGES = 64
+RESNET_IMAGES = 128
 DAMPING = 1e-3  # of the peers' kernels; it costs no time
 
 
@@ -159,10 +159,10 @@ def measure(options: Options) -> list[Row]:
 def mlp_rows(options: Options) -> Iterator[Row]:
     work = trained_mlp()
     runs: dict[str, tuple[Run, tuple[int, ...]]] = {
-        "ours": (ours, (256, 512, 1500)),
-        "traker": (traker, (500, 1500)),
-        "traker, matrix kept": (traker_kept, (100, 500)),
-        "dattri": (dattri, (150, 500, 1500)),
+        "ours": (ours, (512, 1500, 4500)),
+        "traker": (traker, (500, 1500, 4500)),
+        "traker, matrix kept": (traker_kept, (100, 500, 1500)),
+        "dattri": (dattri, (500, 1500, 4500)),
     }
     batch = {name: fastest(run, work, sizes) for name, (run, sizes) in runs.items()}
     seconds = interleaved(
@@ -196,8 +196,8 @@ def resnet_rows(options: Options) -> Iterator[Row]:
 
     runs: dict[str, tuple[Run, tuple[int, ...]]] = {
         "ours": (ours_features, (16, 32, 64)),
-        "traker": (traker, (32, 64)),
-        "dattri": (dattri, (32, 64)),
+        "traker": (traker, (32, 64, 128)),
+        "dattri": (dattri, (32, 64, 128)),
     }
     batch = {name: fastest(run, work, sizes) for name, (run, sizes) in runs.items()}
     seconds = interleaved(
