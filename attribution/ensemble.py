@@ -8,7 +8,7 @@
 Axes: N train, T test, M members, K features of a member.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,15 +80,19 @@ class Index:
     def scores(self, test_set: Dataset) -> np.ndarray:
         """Exact scores of all pairs, float32 (T, N), for the labels of `test_set`.
 
-        A positive score is a proponent's. One member at a time: T * N numbers are held once.
+        A positive score is a proponent's. One member at a time: T * N numbers are held twice, and
+        the test features of one member.
         """
-        blocks = self._blocks(test_set)
-        total_TN = torch.zeros(len(blocks[0]), len(self.weight_N))
-        for white, phi_TK, train in zip(
-            self.exact.whitenings, blocks, self.train_blocks, strict=True
+        test = loaded(test_set)
+        total_TN = torch.zeros(len(test), len(self.weight_N))
+        for white, asked, train in zip(
+            self.exact.whitenings,
+            member_blocks(self.ensemble, self.wholes, test),
+            self.train_blocks,
+            strict=True,
         ):
-            total_TN += white(phi_TK) @ white(train.phi_NK).mT
-        return (total_TN / len(blocks) * self.weight_N).float().numpy()
+            total_TN += white(asked.phi_NK) @ white(train.phi_NK).mT
+        return total_TN.mul_(self.weight_N / len(self.train_blocks)).numpy()
 
     def search(
         self, test_set: Dataset, k: int = 10, opponents: bool = False
@@ -100,10 +104,8 @@ class Index:
                 wanted=f"a number from 1 to {len(self.weight_N)}, the training set",
                 next_step="choose another k",
             )
-        return self.exact.search(self.exact.query(self._blocks(test_set)), k, opponents)
-
-    def _blocks(self, test_set: Dataset) -> list[Tensor]:
-        return [b.phi_NK for b in member_blocks(self.ensemble, self.wholes, loaded(test_set))]
+        blocks = member_blocks(self.ensemble, self.wholes, loaded(test_set))
+        return self.exact.search(self.exact.query([b.phi_NK for b in blocks]), k, opponents)
 
 
 def build_index(
@@ -128,12 +130,11 @@ def build_index(
 
 def member_blocks(
     ensemble: Ensemble, wholes: Sequence[Projected], examples: Examples
-) -> list[Block]:
-    return [
-        block(whole.view(mask, ensemble.p), examples, whole.projections)
-        for whole in wholes
-        for mask in ensemble.masks
-    ]
+) -> Iterator[Block]:
+    """Features of `examples` by one member after the other."""
+    for whole in wholes:
+        for mask in ensemble.masks:
+            yield block(whole.view(mask, ensemble.p), examples, whole.projections)
 
 
 def loaded(some: Dataset) -> Examples:

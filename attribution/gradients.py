@@ -7,7 +7,8 @@ gradient g_t and the layer's input a_t. Its projection by G on the left and A on
 
 so the input is projected in the forward pass, the output gradient in the backward pass, and the
 weight gradient is never formed (LoGra, arXiv 2405.13954, section 3; for convolutions the input is
-projected by a convolution). Only gradients of activations are ever computed, which is why a
+projected by a convolution). Where there are many positions and few gradient directions, it is
+cheaper to project the gradient alone and the sum over positions afterwards (`_gradient_first`). Only gradients of activations are ever computed, which is why a
 member costs less than a plain forward and backward pass.
 
 Axes: N examples, B a batch of them, C classes, T positions, I inputs, O outputs, K features.
@@ -121,6 +122,7 @@ def _layer_site(name: str, module: nn.Module, parameters: tuple[str, ...]) -> Si
 
 
 Keep = Callable[[Site, nn.Module, Tensor], Tensor]
+"""What to remember of a layer's input; one that is returned as it came is not copied."""
 Take = Callable[[Site, nn.Module, Tensor, Tensor], None]
 
 
@@ -217,16 +219,22 @@ def site_features(
     found: dict[Site, Tensor] = {}
 
     def keep(site: Site, layer: nn.Module, a: Tensor) -> Tensor:
-        if site.factorised:
-            return _project_input(layer, a, projections[site][0])
-        return dense_input(layer, a)
+        if not site.factorised:
+            return dense_input(layer, a)
+        A_Ik, G_Ok = projections[site]
+        if _gradient_first(layer, a, A_Ik.shape[1], G_Ok.shape[1]):
+            return a
+        return _project_input(layer, a, A_Ik)
 
     def take(site: Site, layer: nn.Module, kept: Tensor, g: Tensor) -> None:
-        if site.factorised:
-            g_BTk = gradient_rows(layer, g) @ projections[site][1]
-            phi = torch.bmm(g_BTk.mT, kept).flatten(1)
-        else:
+        if not site.factorised:
             phi = dense_gradient(layer, kept, g) @ projections[site][0]
+        else:
+            A_Ik, G_Ok = projections[site]
+            if isinstance(layer, nn.Conv2d) and kept.dim() == 4:
+                phi = _convolved(layer, kept, F.conv2d(g, G_Ok.mT[..., None, None]), A_Ik)
+            else:
+                phi = torch.bmm((gradient_rows(layer, g) @ G_Ok).mT, kept).flatten(1)
         found[site] = found[site] + phi if site in found else phi
 
     logits_BC = observe(view, x_B, key_B, target_B, tuple(projections), keep, take)
@@ -266,6 +274,41 @@ def gradient_rows(layer: nn.Module, g: Tensor) -> Tensor:
     return g.reshape(g.shape[0], -1, g.shape[-1])
 
 
+def _gradient_first(layer: nn.Module, a: Tensor, ka: int, kg: int) -> bool:
+    """Whether projecting a convolution's input costs more than doing without.
+
+    In multiplications an input entry: ka for each of T positions, against kg for each position
+    and ka * kg once.
+    """
+    if not isinstance(layer, nn.Conv2d) or layer.stride != (1, 1):
+        return False
+    positions = a.shape[2] * a.shape[3]
+    return kg * (positions + ka) < ka * positions
+
+
+def _convolved(layer: nn.Conv2d, a: Tensor, g_Bk: Tensor, A_Ik: Tensor) -> Tensor:
+    """Features (B, kg * ka) of a convolution of stride 1 from its whole input.
+
+    Each input position s meets the output gradient at s - offset, for each offset of the kernel:
+    the few channels of the projected gradient are shifted, and the input is read once.
+    """
+    batch, kg = g_Bk.shape[:2]
+    reach = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+    sides = zip(reach, _padding(layer), strict=True)
+    (top, bottom), (left, right) = [(r - low, r - high) for r, (low, high) in sides]
+    around = F.pad(g_Bk, (left, right, top, bottom))
+    shifted_BkT = F.unfold(around, layer.kernel_size, layer.dilation).unflatten(1, (kg, -1))
+    patch = layer.weight[0].numel()
+    # unfold goes through the offsets backwards, as in every transposed convolution.
+    A_oIk = A_Ik[:patch].unflatten(0, (a.shape[1], -1)).flip(1).transpose(0, 1)
+    sums_BkoI = torch.bmm(shifted_BkT.flatten(1, 2), a.flatten(2).mT)
+    phi = sums_BkoI.reshape(batch * kg, -1) @ A_oIk.reshape(patch, -1)
+    phi = phi.view(batch, kg, -1)
+    if layer.bias is not None:
+        phi = phi + g_Bk.sum((2, 3))[..., None] * A_Ik[patch]
+    return phi.flatten(1)
+
+
 def _project_input(layer: nn.Module, a: Tensor, A_Ik: Tensor) -> Tensor:
     """A' a for each position, with the bias as one more input that is always 1: (B, T, ka)."""
     match layer:
@@ -301,17 +344,20 @@ def input_rows(layer: nn.Module, a: Tensor) -> Tensor:
 
 def _patches(layer: nn.Conv2d, a: Tensor) -> Tensor:
     """Patches that a convolution sees, (B, in_channels * kernel, T)."""
-    reach = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
-    match layer.padding:
-        case "same":
-            sides = [(r // 2, r - r // 2) for r in reach]
-        case "valid":
-            sides = [(0, 0), (0, 0)]
-        case (high, wide):
-            sides = [(int(high), int(high)), (int(wide), int(wide))]
-    (top, bottom), (left, right) = sides
+    (top, bottom), (left, right) = _padding(layer)
     padded = F.pad(a, (left, right, top, bottom))
     return F.unfold(padded, layer.kernel_size, layer.dilation, 0, layer.stride)
+
+
+def _padding(layer: nn.Conv2d) -> list[tuple[int, int]]:
+    """Zeros around the input of a convolution: (top, bottom), (left, right)."""
+    match layer.padding:
+        case "same":
+            reach = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+            return [(r // 2, r - r // 2) for r in reach]
+        case (high, wide):
+            return [(int(high), int(high)), (int(wide), int(wide))]
+    return [(0, 0), (0, 0)]  # "valid"
 
 
 def dense_input(layer: nn.Module, a: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ def train(
                 raise UserError(
                     found=f"a loss of {loss.item()} in epoch {epoch + 1} of {spec.model}",
                     wanted="training that converges",
-                    next_step="try a smaller --learning-rate or another --model",
+                    next_step="try another --model or --seed",
                 )
             belief_NC = belief_NC + probabilities(network, x_N)
     report("train", spec.epochs, spec.epochs)

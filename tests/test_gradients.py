@@ -60,10 +60,12 @@ def test_the_float32_error_is_below_a_ten_thousandth(name, record_property):
     assert error < 1e-4
 
 
+@pytest.mark.parametrize("dims", [(5, 3), (6, 1), (2, 4)])  # each order of projecting
 @pytest.mark.parametrize("name", CASES)
-def test_projected_features_are_the_projection_of_the_exact_gradients(name):
+def test_projected_features_are_the_projection_of_the_exact_gradients(name, dims):
     view, examples, (places, _) = seen(name, masked=True)
-    projections = random_projections(places, 5, 3, 0, torch.zeros(1, dtype=DOUBLE))
+    ka, kg = dims
+    projections = random_projections(places, ka, kg, 0, torch.zeros(1, dtype=DOUBLE))
     exact = backward_loop(view, *examples)
     wanted = []
     for site in places:
@@ -71,7 +73,7 @@ def test_projected_features_are_the_projection_of_the_exact_gradients(name):
         directions = [d.numpy() for d in projections[site]]
         if site.factorised:
             small = np.einsum("og,boi,ia->bga", directions[1], matrix, directions[0])
-            assert small.shape[1:] == (min(3, site.rows), min(5, site.columns))
+            assert small.shape[1:] == (min(kg, site.rows), min(ka, site.columns))
         else:
             small = matrix @ directions[0]
         wanted.append(small.reshape(len(matrix), -1))

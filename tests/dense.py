@@ -1,0 +1,46 @@
+"""The formula of the index written down with numpy in double precision: what tests compare with."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from attribution.records import EstimatorSpec
+
+
+def member_scores(phi_NK, psi_TK, spec: EstimatorSpec) -> np.ndarray:
+    """One member's scores (T, N), without q."""
+    phi, psi = np.asarray(phi_NK, float), np.asarray(psi_TK, float)
+    if spec.name == "gradcos":
+        phi = phi / np.linalg.norm(phi, axis=1, keepdims=True)
+        psi = psi / np.linalg.norm(psi, axis=1, keepdims=True)
+    if spec.name != "trak":
+        return psi @ phi.T
+    kernel = phi.T @ phi
+    ridge = spec.damping * np.diag(kernel).mean()
+    return psi @ np.linalg.inv(kernel + ridge * np.eye(len(kernel))) @ phi.T
+
+
+def scores(train: Sequence, queries: Sequence, q_MN: np.ndarray, spec: EstimatorSpec) -> np.ndarray:
+    """Mean over the members of their scores, times (mean over the members of q) ** power."""
+    each = [member_scores(p, z, spec) for p, z in zip(train, queries, strict=True)]
+    return np.mean(each, 0) * np.mean(np.asarray(q_MN, float), 0) ** spec.q_power
+
+
+def whitened(phi_NK, spec: EstimatorSpec) -> np.ndarray:
+    """Rows whose inner products are a member's scores among its own training examples."""
+    phi = np.asarray(phi_NK, float)
+    if spec.name == "gradcos":
+        return phi / np.linalg.norm(phi, axis=1, keepdims=True)
+    if spec.name != "trak":
+        return phi
+    kernel = phi.T @ phi
+    kernel += spec.damping * np.diag(kernel).mean() * np.eye(len(kernel))
+    value, vector = np.linalg.eigh(kernel)
+    return phi @ (vector / np.sqrt(value)) @ vector.T
+
+
+def off(found, wanted) -> float:
+    """Largest difference in units of the largest entry wanted."""
+    found, wanted = np.asarray(found, float), np.asarray(wanted, float)
+    assert found.shape == wanted.shape
+    return float(np.abs(found - wanted).max() / np.abs(wanted).max())

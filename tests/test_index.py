@@ -1,0 +1,248 @@
+"""The index, exact and compressed, against the dense formula and numpy's own decomposition."""
+
+import dense
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from attribution import index
+from attribution.estimators import ESTIMATORS
+from attribution.records import EstimatorSpec, UserError
+
+N, T, M, K = 90, 8, 4, 10
+
+
+class Drawn:
+    """Members that resemble each other, as views of trained networks do."""
+
+    def __init__(
+        self,
+        examples: int = N,
+        members: int = M,
+        features: int = K,
+        scale: float = 1,
+        noise: float = 0.4,
+    ) -> None:
+        draw = np.random.default_rng(0)
+
+        def block(shared: np.ndarray) -> Tensor:
+            own = draw.normal(size=shared.shape) * noise
+            return torch.from_numpy((shared + own) * scale).float()
+
+        decay = 1 / (1 + np.arange(features)) ** 0.7
+        train, test = (draw.normal(size=(n, features)) * decay for n in (examples, T))
+        self.train = [block(train) for _ in range(members)]
+        self.test = [block(test) for _ in range(members)]
+        self.q_MN = draw.uniform(0.01, 0.99, size=(members, examples))
+        self.q_N = torch.from_numpy(self.q_MN.mean(0)).float()
+
+    def scores(self, spec: EstimatorSpec) -> np.ndarray:
+        return dense.scores(self.train, self.test, self.q_MN, spec)
+
+    def compressed(self, spec: EstimatorSpec, dims: int, seed: int = 0) -> index.Compressed:
+        return index.compress(
+            len(self.train),
+            lambda m: self.train[m],
+            lambda m: self.test[m],
+            self.q_N,
+            spec,
+            dims,
+            seed,
+        )
+
+
+def every_score(made: index.Compressed, count: int = N) -> np.ndarray:
+    """Scores (T, N) of the compressed index, by its members."""
+    ids = np.arange(count)
+    return np.stack([made.member_scores(u, ids).mean(0) for u in made.queries_TMd])
+
+
+SPECS = [
+    EstimatorSpec(name=name, damping=damping, q_power=power)
+    for name in ESTIMATORS
+    for damping, power in ((0.3, 0.5), (1e-3, 1.0), (0.3, 0.0))
+]
+each_spec = pytest.mark.parametrize(
+    "spec", SPECS, ids=lambda s: f"{s.name}-{s.damping:g}-{s.q_power:g}"
+)
+each_estimator = pytest.mark.parametrize("name", list(ESTIMATORS))
+
+
+@each_spec
+def test_the_exact_index_gives_the_scores_of_the_dense_formula(spec):
+    drawn = Drawn()
+    made = index.exact(drawn.train, drawn.q_N, spec)
+    scores, ids = made.search(made.query(drawn.test), N)
+    assert [sorted(row) for row in ids.tolist()] == [list(range(N))] * T
+    by_id = np.take_along_axis(scores, ids.argsort(1), 1)
+    assert dense.off(by_id, drawn.scores(spec)) < 1e-5
+
+
+@each_spec
+def test_the_exact_index_finds_the_top_and_the_bottom_k_of_the_dense_formula(spec):
+    drawn = Drawn()
+    made, wanted = index.exact(drawn.train, drawn.q_N, spec), drawn.scores(spec)
+    queries = made.query(drawn.test)
+    for k in (1, 12, N):
+        top, bottom = wanted.argsort(1)[:, ::-1][:, :k], wanted.argsort(1)[:, :k]
+        np.testing.assert_array_equal(made.search(queries, k)[1], top)
+        np.testing.assert_array_equal(made.search(queries, k, opponents=True)[1], bottom)
+
+
+@each_spec
+def test_each_members_scores_are_its_own_and_their_mean_is_the_score(spec):
+    drawn = Drawn()
+    made = index.exact(drawn.train, drawn.q_N, spec)
+    weight = drawn.q_MN.mean(0) ** spec.q_power
+    each = [dense.member_scores(a, b, spec) for a, b in zip(drawn.train, drawn.test, strict=True)]
+    for t, u in enumerate(made.query(drawn.test)):
+        scores, hits = made.search(u[None], 15)
+        found = made.member_scores(u, hits[0])
+        assert dense.off(found, np.stack([s[t, hits[0]] * weight[hits[0]] for s in each])) < 1e-5
+        assert dense.off(found.mean(0), scores[0]) < 1e-5
+
+
+def test_the_strongest_opponents_are_the_lowest_scores_and_come_with_their_own_sign():
+    drawn, spec = Drawn(), EstimatorSpec()
+    made = index.exact(drawn.train, drawn.q_N, spec)
+    scores, ids = made.search(made.query(drawn.test), 5, opponents=True)
+    wanted = np.sort(drawn.scores(spec), 1)[:, :5]
+    assert (wanted < 0).all() and dense.off(scores, wanted) < 1e-5
+
+
+@each_estimator
+def test_a_sum_of_queries_is_a_query(name):
+    drawn, spec = Drawn(), EstimatorSpec(name=name)
+    made = index.exact(drawn.train, drawn.q_N, spec)
+    group = made.query(drawn.test)[[1, 4, 6]].mean(0, keepdims=True)
+    scores, ids = made.search(group, 9)
+    wanted = drawn.scores(spec)[[1, 4, 6]].mean(0)
+    np.testing.assert_array_equal(ids[0], wanted.argsort()[::-1][:9])
+    assert dense.off(scores[0], np.sort(wanted)[::-1][:9]) < 1e-5
+
+
+@each_spec
+def test_a_compressed_index_of_full_rank_gives_the_scores_of_the_dense_formula(spec):
+    drawn = Drawn()
+    made, wanted = drawn.compressed(spec, M * K), drawn.scores(spec)
+    assert dense.off(every_score(made), wanted) < 2e-3  # half precision
+    for t, u in enumerate(made.queries_TMd):
+        found = wanted[t, made.search(u, 10)]
+        assert np.abs(found - np.sort(wanted[t])[::-1][:10]).max() < 4e-3 * np.abs(wanted).max()
+
+
+@each_spec
+def test_each_members_compressed_score_is_its_own_part_of_a_query_on_the_pca_basis(spec):
+    drawn, dims = Drawn(), 12
+    rows = np.concatenate([dense.whitened(p, spec) for p in drawn.train], 1)
+    V = np.linalg.svd(rows, full_matrices=False)[2][:dims].T
+    weight = drawn.q_MN.mean(0) ** spec.q_power
+    made = drawn.compressed(spec, dims)
+    ids = np.arange(N)
+    for m in range(M):
+        V_m = V[m * K : (m + 1) * K]
+        white = whitened_queries(drawn, m, spec)
+        wanted = white @ V_m @ (rows @ V).T * weight
+        found = np.stack([made.member_scores(u, ids)[m] for u in made.queries_TMd])
+        assert dense.off(found, wanted) < 4e-3
+
+
+def whitened_queries(drawn: Drawn, m: int, spec: EstimatorSpec) -> np.ndarray:
+    """Queries of member m in the coordinates of `dense.whitened`."""
+    phi, psi = np.asarray(drawn.train[m], float), np.asarray(drawn.test[m], float)
+    if spec.name == "gradcos":
+        return psi / np.linalg.norm(psi, axis=1, keepdims=True)
+    if spec.name != "trak":
+        return psi
+    value, vector = np.linalg.eigh(phi.T @ phi + spec.damping * (phi**2).sum() / K * np.eye(K))
+    return psi @ (vector / np.sqrt(value)) @ vector.T
+
+
+@each_estimator
+def test_a_sketched_basis_loses_little_more_than_the_best_one_of_its_size(name):
+    """Where the sketch is narrower than the data, and sees 25 of 30 members."""
+    examples, dims = 260, 32
+    drawn, spec = Drawn(examples, members=30, features=24), EstimatorSpec(name=name, q_power=0)
+    rows = np.concatenate([dense.whitened(p, spec) for p in drawn.train], 1)
+    left, value, _ = np.linalg.svd(rows, full_matrices=False)
+    best = (left[:, :dims] * value[:dims] ** 2) @ left[:, :dims].T / 30
+    whole = rows @ rows.T / 30
+    made = index.compress(
+        30, lambda m: drawn.train[m], lambda m: drawn.train[m], drawn.q_N, spec, dims, 0
+    )
+    found = every_score(made, examples)
+    lost, least = np.linalg.norm(found - whole), np.linalg.norm(best - whole)
+    assert lost < least + 0.05 * np.linalg.norm(whole)
+
+
+@each_estimator
+@pytest.mark.parametrize("scale", [1e-4, 1e4])
+def test_features_of_extreme_scale_keep_their_scores(name, scale):
+    spec = EstimatorSpec(name=name)
+    drawn = Drawn(scale=scale)
+    wanted = drawn.scores(spec)
+    made = index.exact(drawn.train, drawn.q_N, spec)
+    scores, ids = made.search(made.query(drawn.test), N)
+    assert dense.off(np.take_along_axis(scores, ids.argsort(1), 1), wanted) < 1e-5
+    assert dense.off(every_score(drawn.compressed(spec, M * K)), wanted) < 2e-3
+
+
+@each_estimator
+def test_a_projector_turns_features_into_the_stored_query(name):
+    drawn = Drawn()
+    made = drawn.compressed(EstimatorSpec(name=name), 20)
+    for m, psi in enumerate(drawn.test):
+        if made.unit:
+            psi = psi / psi.norm(dim=1, keepdim=True)
+        found = psi.numpy() @ made.projectors_MKd[m].astype(float) * made.projector_scale
+        assert dense.off(found, made.queries_TMd[:, m].astype(float)) < 3e-3
+
+
+@each_estimator
+def test_self_influence_is_the_mean_of_an_examples_score_on_itself_without_q(name):
+    spec = EstimatorSpec(name=name)
+    drawn = Drawn()
+    wanted = np.mean([np.diag(dense.member_scores(p, p, spec)) for p in drawn.train], 0)
+    assert dense.off(drawn.compressed(spec, M * K).self_influence_N, wanted) < 1e-4
+
+
+def test_the_compressed_index_reads_every_member_twice_and_holds_one():
+    drawn, asked = Drawn(), []
+
+    def train(m: int) -> Tensor:
+        asked.append(m)
+        return drawn.train[m]
+
+    index.compress(M, train, lambda m: drawn.test[m], drawn.q_N, EstimatorSpec(), 16, 0)
+    assert asked == [*range(M), *range(M)]
+
+
+def test_the_compressed_index_is_a_function_of_its_seed():
+    drawn = Drawn(300)
+    first, again = (drawn.compressed(EstimatorSpec(), 8, seed=3) for _ in range(2))
+    assert index.to_bytes(first.rows) == index.to_bytes(again.rows)
+    np.testing.assert_array_equal(first.queries_TMd, again.queries_TMd)
+
+
+def test_an_index_written_to_bytes_and_read_again_finds_the_same():
+    drawn = Drawn()
+    made = drawn.compressed(EstimatorSpec(), 16)
+    again = index.from_bytes(index.to_bytes(made.rows))
+    u = made.queries_TMd.mean(1, dtype=np.float32)
+    for opponents in (False, True):
+        before, after = (index.search(rows, u, 20, opponents) for rows in (made.rows, again))
+        np.testing.assert_array_equal(before[0], after[0])
+        np.testing.assert_array_equal(before[1], after[1])
+
+
+def test_more_dimensions_than_examples_are_cut_to_their_number():
+    made = Drawn().compressed(EstimatorSpec(), 5000)
+    assert made.rows.d == N
+
+
+@pytest.mark.parametrize("kind", ["exact", "compressed"])
+def test_a_kernel_that_cannot_be_inverted_is_refused_by_both_forms(kind):
+    drawn, spec = Drawn(12, features=40), EstimatorSpec(damping=0)
+    with pytest.raises(UserError, match="cannot be inverted.*raise --damping"):
+        index.exact(drawn.train, drawn.q_N, spec) if kind == "exact" else drawn.compressed(spec, 8)
