@@ -8,8 +8,9 @@ gradient g_t and the layer's input a_t. Its projection by G on the left and A on
 so the input is projected in the forward pass, the output gradient in the backward pass, and the
 weight gradient is never formed (LoGra, arXiv 2405.13954, section 3; for convolutions the input is
 projected by a convolution). Where there are many positions and few gradient directions, it is
-cheaper to project the gradient alone and the sum over positions afterwards (`_gradient_first`). Only gradients of activations are ever computed, which is why a
-member costs less than a plain forward and backward pass.
+cheaper to project the gradient alone and the sum over positions afterwards (`_gradient_first`).
+Only gradients of activations are ever computed, which is why a member costs less than a plain
+forward and backward pass.
 
 Axes: N examples, B a batch of them, C classes, T positions, I inputs, O outputs, K features.
 """
