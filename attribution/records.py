@@ -85,6 +85,17 @@ class RunSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TruthSpec:
+    """Ground truth by retraining (`attribution.truth`), for all builds with the same recipe."""
+
+    run: RunSpec  # its seed plays no part
+    subsets: int = 100
+    seeds: int = 5  # networks trained on each subset
+    share: float = 0.5  # of the training set, in a subset
+    seed: int = 0  # of the subsets and of the networks' seeds
+
+
+@dataclass(frozen=True, kw_only=True)
 class Member:
     """One gradient-giving view of a trained run: the plain network, or one dropout mask of it.
 

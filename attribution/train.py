@@ -3,6 +3,8 @@
 Axes: N training examples, C classes, B a batch.
 """
 
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,15 +54,76 @@ def train(
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()
                 optimiser.step()
-            if not torch.isfinite(loss):
-                raise UserError(
-                    found=f"a loss of {loss.item()} in epoch {epoch + 1} of {spec.model}",
-                    wanted="training that converges",
-                    next_step="try another --model or --seed",
-                )
+            finite(loss, epoch, spec)
             belief_NC = belief_NC + probabilities(network, x_N)
     report("train", spec.epochs, spec.epochs)
     return Trained(network.eval(), (belief_NC / spec.epochs).numpy())
+
+
+STACKED = (nn.Flatten, nn.Linear, nn.ReLU, nn.GELU, nn.Tanh, nn.Dropout, nn.Identity, nn.LayerNorm)
+
+
+def stackable(network: nn.Module) -> bool:
+    """Whether several networks of this kind train faster together: no convolution, no batch norm.
+
+    A stack of convolutions is a grouped convolution, which a processor does one by one.
+    """
+    leaves = [m for m in network.modules() if not list(m.children())]
+    return all(type(m) in STACKED for m in leaves)
+
+
+def train_together(
+    networks: Sequence[nn.Module],
+    x_N: Tensor,
+    labels_N: Tensor,
+    rows_Mn: Tensor,
+    spec: RunSpec,
+    report: Report = silent,
+) -> None:
+    """Fit M networks of one kind in place, the m-th on the examples `rows_Mn[m]`, as `train` does.
+
+    Their weights are stacked, so that every step is one batched matrix product for all. SGD is
+    elementwise, and the sum of the losses has each network's own gradient, so each is trained as
+    if alone; only dropout and the order of examples are drawn from one stream, `spec.seed`'s.
+    """
+    draw = torch.Generator().manual_seed(spec.seed)
+    stacked, buffers = torch.func.stack_module_state(list(networks))
+    alike = copy.deepcopy(networks[0]).train()
+
+    def loss(weights: dict[str, Tensor], state: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(torch.func.functional_call(alike, (weights, state), (x,)), y)
+
+    losses = torch.func.vmap(loss, randomness="different")
+    optimiser = torch.optim.SGD(
+        stacked.values(),
+        lr=spec.learning_rate,
+        momentum=spec.momentum,
+        weight_decay=spec.weight_decay,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(spec.seed)
+        for epoch in range(spec.epochs):
+            report("train", epoch, spec.epochs)
+            order_Mn = torch.rand(rows_Mn.shape, generator=draw).argsort(1)
+            for batch_MB in rows_Mn.gather(1, order_Mn).split(spec.batch, dim=1):
+                total = losses(stacked, buffers, x_N[batch_MB], labels_N[batch_MB]).sum()
+                optimiser.zero_grad(set_to_none=True)
+                total.backward()
+                optimiser.step()
+            finite(total, epoch, spec)
+    report("train", spec.epochs, spec.epochs)
+    for m, network in enumerate(networks):
+        network.load_state_dict({n: v[m].detach() for n, v in {**stacked, **buffers}.items()})
+        network.eval()
+
+
+def finite(loss: Tensor, epoch: int, spec: RunSpec) -> None:
+    if not torch.isfinite(loss):
+        raise UserError(
+            found=f"a loss of {loss.item()} in epoch {epoch + 1} of {spec.model}",
+            wanted="training that converges",
+            next_step="try another --model or --seed",
+        )
 
 
 def probabilities(network: nn.Module, x_N: Tensor, batch: int = 512) -> Tensor:
