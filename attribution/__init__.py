@@ -8,8 +8,8 @@ inner product is the score (`estimators`, `index`). `engine` joins them for the 
 command line; in a notebook, the names below do the same with your own networks and no files.
 """
 
-from .ensemble import Ensemble, Index, build_index, dropout_ensemble, naive_ensemble
-from .records import BuildSpec, EstimatorSpec, FeatureSpec, UserError
+from .ensemble import Ensemble, Index, build_index, dropout_ensemble, lora_ensemble, naive_ensemble
+from .records import BuildSpec, EstimatorSpec, FeatureSpec, LoraSpec, UserError
 
 __all__ = [
     "BuildSpec",
@@ -17,8 +17,10 @@ __all__ = [
     "EstimatorSpec",
     "FeatureSpec",
     "Index",
+    "LoraSpec",
     "UserError",
     "build_index",
     "dropout_ensemble",
+    "lora_ensemble",
     "naive_ensemble",
 ]

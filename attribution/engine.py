@@ -8,9 +8,11 @@ in, and a second identical one finds everything done.
 Axes: N train, T test, C classes, M members, K features of a member, d index dimensions, H hits.
 """
 
+import resource
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,21 +23,26 @@ import pandas as pd
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from . import index as indexes
-from . import jobs
+from . import jobs, strategies
+from .adapters import checked, fitted, loaded, saved
 from .data import Dataset, Split, clean_labels, dataset
 from .decisions import Decisions
-from .estimators import ESTIMATORS, Whitening, q, whitening
-from .features import Block, Examples, Projected, block, projected
+from .estimators import ESTIMATORS, Whitening, asked, q, whitening
+from .features import Block, Examples, Projected, block, margins, projected
 from .gradients import Site
-from .members import example_keys
+from .members import View, example_keys
 from .metrics import detection
 from .mislabels import suspects
 from .models import code_id, inputs, network
 from .records import (
     Answer,
     BuildSpec,
+    Checkpoint,
+    EstimatorSpec,
+    FeatureSpec,
     Hit,
     Member,
     Report,
@@ -46,14 +53,16 @@ from .records import (
     silent,
 )
 from .store import Artifact, Draft, Store, is_id
-from .train import probabilities, train
+from .strategies import STRATEGIES
+from .train import probabilities, snapshot_epochs, train
 
-STRATEGIES = ("naive", "dropout")
 KIND_OF = {
     "data": "data",
     "runs": "run",
+    "adapters": "adapter",
     "sites": "sites",
     "features": "features",
+    "margins": "margins",
     "index": "index",
 }
 SPREAD_QUERIES = 16  # queries on which the index's understatement of the spread is measured
@@ -121,9 +130,8 @@ class Engine:
         if found is None:
             return None
         for kind, names in found.manifest["parts"].items():
-            for name in [names] if isinstance(names, str) else names:
-                if not self.store.has(KIND_OF[kind], name):
-                    return None
+            if not all(self.store.has(KIND_OF[kind], name) for name in names):
+                return None
         return found
 
     def start(self, options: list[str]) -> str:
@@ -156,8 +164,7 @@ def check(spec: BuildSpec) -> None:
         ("--seed", spec.seed, 0, 1e9),
         ("--noise-seed", spec.data.noise_seed, 0, 1e9),
     ]
-    if spec.strategy == "dropout":
-        limits += [("--masks", spec.masks, 1, 10_000), ("--dropout", spec.p, 1e-6, 0.999)]
+    limits += strategies.limits(spec)
     for option, value, low, high in limits:
         if not low <= value <= high:
             raise UserError(
@@ -165,6 +172,7 @@ def check(spec: BuildSpec) -> None:
                 wanted=f"a number from {low:g} to {high:g}",
                 next_step=f"give {option} a value in that range",
             )
+    strategies.check(spec)
 
 
 class Making:
@@ -175,87 +183,140 @@ class Making:
         self.model_code = code_id(spec.model)
         self.train = examples(spec, data, data.train)
         self.test = examples(spec, data, data.test)
-        self.runs = [self.run(i) for i in range(spec.models)]
-        self.report("train", spec.models, spec.models)
-        self._projected: dict[str, Projected] = {}
+        if spec.adapters:  # before anything is trained
+            checked(network(spec.model, data, spec.width, spec.seed), spec.lora)
+        total = spec.models * (1 + spec.finetunes + spec.adapters)
+        self.runs = [self.run(i, "", i, total) for i in range(spec.models)]
+        done = iter(range(spec.models, total))
+        self.tuned = [
+            self.run(f, run.manifest["id"], next(done), total)
+            for run in self.runs
+            for f in range(spec.finetunes)
+        ]
+        self.adapters = [
+            self.adapter(run.manifest["id"], j, next(done), total)
+            for run in self.runs
+            for j in range(spec.adapters)
+        ]
+        report("train", total, total)
+        self._projected: dict[tuple[Checkpoint, int], Projected] = {}
 
-    def run(self, i: int) -> Artifact:
-        """The i-th trained network."""
+    def part(self, at: int, total: int) -> Report:
+        """Progress of the `at`-th of `total` trainings."""
+        return lambda stage, done, of: self.report(stage, at * of + done, total * of)
+
+    def recipe(self, seed: int) -> RunSpec:
         spec = self.spec
-        run = RunSpec(
+        return RunSpec(
             data_id=self.data.id,
             model=spec.model,
             model_code=self.model_code,
             width=spec.width,
             epochs=spec.epochs,
-            seed=1000 * spec.seed + i,
+            seed=seed,
+            snapshots=spec.snapshots,
         )
 
-        def report(stage: str, done: int, total: int) -> None:
-            self.report(stage, i * total + done, spec.models * total)
+    def run(self, i: int, parent: str, at: int, total: int) -> Artifact:
+        """The i-th trained network, or the i-th short fine-tune on from `parent`."""
+        spec = self.spec
+        run = self.recipe(1000 * spec.seed + i)
+        if parent:
+            run = replace(run, parent=parent, epochs=spec.finetune_epochs, snapshots=0)
 
         def fill(draft: Draft) -> None:
-            fresh = network(spec.model, self.data, spec.width, run.seed)
-            trained = train(fresh, self.train.x_N, self.train.target_N, run, report)
+            if parent:
+                fresh = self.network(Checkpoint(run_id=parent))
+            else:
+                fresh = network(spec.model, self.data, spec.width, run.seed)
+            whole = self.train
+            trained = train(fresh, whole.x_N, whole.target_N, run, self.part(at, total))
             probs_TC = probabilities(trained.network, self.test.x_N)
             correct_T = probs_TC.argmax(1) == self.test.target_N
             draft.weights(trained.network.state_dict())
+            for epoch, weights in trained.snapshots.items():
+                draft.weights(weights, f"weights-{epoch}")
             draft.array("belief", trained.belief_NC)
             draft.array("test_probs", probs_TC.numpy())
             draft.note(accuracy=float(correct_T.float().mean()))
 
         return self.store.make("run", content_id(run), fill, asdict(run))
 
-    @property
-    def members(self) -> list[Member]:
-        """The ensemble, the members of one network side by side."""
-        naive = self.spec.strategy == "naive"
-        return [
-            Member(run_id=run.manifest["id"])
-            if naive
-            else Member(run_id=run.manifest["id"], mask=mask, p=self.spec.p)
-            for run in self.runs
-            for mask in range(1 if naive else self.spec.masks)
-        ]
-
-    def sites_id(self, run_id: str) -> str:
-        masks = self.spec.strategy == "dropout"  # a network without a place for them has none
-        return content_id("sites", run_id, self.spec.features, masks)
-
-    def sites(self, run_id: str) -> Artifact:
-        """The directions that the gradients of a run are projected to."""
+    def adapter(self, run_id: str, j: int, at: int, total: int) -> Artifact:
+        """The j-th LoRA adapter on a trained network."""
+        lora, seed = self.spec.lora, 1000 * self.spec.seed + j
 
         def fill(draft: Draft) -> None:
-            masks = self.spec.strategy == "dropout"
-            whole = projected(self.network(run_id), self.train, self.spec.features, masks)
-            places = list(whole.projections)
+            base = self.network(Checkpoint(run_id=run_id))
+            saved(fitted(base, lora, self.train, seed, self.part(at, total)), draft.place)
+
+        made_by = {"run": run_id, "seed": seed, **asdict(lora)}
+        return self.store.make("adapter", content_id("adapter", made_by), fill, made_by)
+
+    @cached_property
+    def checkpoints(self) -> list[Checkpoint]:
+        """The weights that are attributed, those of one network side by side."""
+        if self.tuned:
+            return [Checkpoint(run_id=run.manifest["id"]) for run in self.tuned]
+        if self.adapters:
+            return [
+                Checkpoint(run_id=a.manifest["made_by"]["run"], adapter=a.manifest["id"])
+                for a in self.adapters
+            ]
+        epochs = snapshot_epochs(self.spec.epochs, self.spec.snapshots)
+        return [
+            Checkpoint(run_id=run.manifest["id"], epoch=epoch)
+            for run in self.runs
+            for epoch in epochs or (None,)
+        ]
+
+    def sites_id(self, checkpoint: Checkpoint, draw: int) -> str:
+        # A network without a place for masks has sites all the same.
+        return content_id("sites", checkpoint, self.directions(draw), self.masked)
+
+    @property
+    def masked(self) -> bool:
+        return bool(self.spec.masks)
+
+    def directions(self, draw: int) -> FeatureSpec:
+        return replace(self.spec.features, seed=self.spec.features.seed + draw)
+
+    def sites(self, checkpoint: Checkpoint, draw: int) -> Artifact:
+        """The directions that the gradients of a checkpoint are projected to."""
+
+        def fill(draft: Draft) -> None:
+            whole = projected(
+                self.network(checkpoint), self.train, self.directions(draw), self.masked
+            )
             draft.bytes_of("directions.safetensors", save_directions(whole))
             draft.note(
-                sites=[asdict(s) for s in places],
+                sites=[asdict(s) for s in whole.projections],
                 mask_places=whole.mask_places,
                 left_out=whole.left_out,
                 fallback=whole.fallback,
                 coverage=whole.coverage,
             )
 
-        name = self.sites_id(run_id)
-        return self.store.make("sites", name, fill, {"run": run_id, **asdict(self.spec.features)})
+        made_by = {**asdict(checkpoint), **asdict(self.directions(draw))}
+        return self.store.make("sites", self.sites_id(checkpoint, draw), fill, made_by)
 
-    def network(self, run_id: str) -> torch.nn.Module:
-        return load_network(self.store, self.spec, self.data, run_id)
+    def network(self, checkpoint: Checkpoint) -> torch.nn.Module:
+        return load_network(self.store, self.spec, self.data, checkpoint)
 
-    def projected(self, run_id: str) -> Projected:
-        if run_id not in self._projected:
-            self._projected = {run_id: load_projected(self.network(run_id), self.sites(run_id))}
-        return self._projected[run_id]
+    def projected(self, checkpoint: Checkpoint, draw: int) -> Projected:
+        if (checkpoint, draw) not in self._projected:
+            module, places = self.network(checkpoint), self.sites(checkpoint, draw)
+            self._projected = {(checkpoint, draw): load_projected(module, places)}
+        return self._projected[checkpoint, draw]
 
     def features(self, member: Member, done: int, total: int) -> Artifact:
         """One member's features of all training and test examples, for the given labels."""
-        sites_id = self.sites_id(member.run_id)
+        stored = replace(member, block=0, blocks=1)  # blocks share them
+        sites_id = self.sites_id(member.checkpoint, member.draw)
 
         def fill(draft: Draft) -> None:
-            whole = self.projected(member.run_id)
-            view = whole.view(member.mask, member.p)
+            whole = self.projected(member.checkpoint, member.draw)
+            view = seen(whole, member)
             for name, some in (("train", self.train), ("test", self.test)):
                 made = block(view, some, whole.projections)
                 finite(made, member)
@@ -265,35 +326,64 @@ class Making:
                 draft.note(**{f"{name}_scale": scale})
 
         self.report("features", done, total)
-        name = content_id("features", self.data.id, sites_id, member)
-        made_by = {"data": self.data.id, "sites": sites_id, **asdict(member)}
+        name = content_id("features", self.data.id, sites_id, stored)
+        made_by = {"data": self.data.id, "sites": sites_id, **asdict(stored)}
         return self.store.make("features", name, fill, made_by)
+
+    def margins(self, member: Member) -> Artifact:
+        """One member's margins of the training examples, by forward passes only."""
+        sites_id = self.sites_id(member.checkpoint, member.draw)
+
+        def fill(draft: Draft) -> None:
+            view = seen(self.projected(member.checkpoint, member.draw), member)
+            draft.array("train_margin", margins(view, self.train).numpy())
+
+        name = content_id("margins", self.data.id, sites_id, member)
+        return self.store.make("margins", name, fill, {"sites": sites_id, **asdict(member)})
+
+    @cached_property
+    def members(self) -> list[Member]:
+        return strategies.members(self.spec, self.checkpoints)
+
+    @cached_property
+    def blocks(self) -> list[Artifact]:
+        """The features of each member."""
+        members = self.members
+        found = [self.features(m, j, len(members)) for j, m in enumerate(members)]
+        self.report("features", len(members), len(members))
+        return found
+
+    @cached_property
+    def beliefs(self) -> list[Artifact]:
+        """What q is averaged over: the members, or the masks of a forward-only ensemble."""
+        if not self.spec.forward_only:
+            return self.blocks
+        return [self.margins(m) for m in strategies.beliefs(self.spec, self.checkpoints)]
 
     def index(self) -> Artifact:
         """The compressed index, and the query vectors of every test example."""
-        members = self.members
-        self.report("features", 0, len(members))
-        blocks = [self.features(m, j, len(members)) for j, m in enumerate(members)]
-        self.report("features", len(members), len(members))
+        members, blocks, beliefs = self.members, self.blocks, self.beliefs
         predicted_T = self.test_probs().argmax(1)
         wrong = np.flatnonzero(predicted_T != self.data.test.labels_N)
         spec = self.spec
+        some = self.test[wrong]
+        second = Examples(some.x_N, some.key_N, torch.from_numpy(predicted_T[wrong]))
+
+        def train_phi(m: int) -> Tensor:
+            return phi_of(blocks[m], "train", members[m], spec.estimator)
 
         def queries(m: int) -> Tensor:
             """For the label of every test example, then for the predicted one where it differs."""
-            given = phi_of(blocks[m], "test")
+            given = phi_of(blocks[m], "test", members[m], spec.estimator)
             if not len(wrong):
                 return given
-            whole = self.projected(members[m].run_id)
-            some = self.test[wrong]
-            asked = Examples(some.x_N, some.key_N, torch.from_numpy(predicted_T[wrong]))
-            view = whole.view(members[m].mask, members[m].p)
-            return torch.cat([given, block(view, asked, whole.projections).phi_NK])
+            whole = self.projected(members[m].checkpoint, members[m].draw)
+            return torch.cat([given, fresh(whole, members[m], second, spec.estimator)])
 
         def fill(draft: Draft) -> None:
-            q_N = mean_q(blocks)
+            q_N = mean_q(beliefs)
             made = indexes.compress(
-                len(members), lambda m: phi_of(blocks[m], "train"), queries, q_N,
+                len(members), train_phi, queries, q_N,
                 spec.estimator, spec.index_dims, spec.seed, self.report,
             )  # fmt: skip
             draft.bytes_of("rows.faiss", indexes.to_bytes(made.rows))
@@ -310,11 +400,13 @@ class Making:
                 projector_scale=made.projector_scale,
                 unit=made.unit,
                 networks=spec.models,
-                spread=self.spread(made, blocks, q_N),
+                spread=self.spread(made, train_phi, q_N),
             )
 
         made_by = {
             "features": [b.manifest["id"] for b in blocks],
+            "members": [[m.block, m.blocks] for m in members],
+            "beliefs": [b.manifest["id"] for b in beliefs],
             "estimator": asdict(spec.estimator),
             "dims": spec.index_dims,
             "predicted": content_id(predicted_T.tolist()),
@@ -322,24 +414,27 @@ class Making:
         }
         return self.store.make("index", content_id("index", made_by), fill, made_by)
 
-    def spread(self, made: indexes.Compressed, blocks: list[Artifact], q_N: Tensor) -> float:
+    def spread(
+        self, made: indexes.Compressed, train_phi: Callable[[int], Tensor], q_N: Tensor
+    ) -> float:
         """Spread of the members' scores in the index, as a share of the exact one.
 
         The squeezed vectors understate how much members differ, so error bars are divided by
         this; measured on the top hits of a sample of test examples.
         """
-        if len(blocks) == 1:
+        members, estimator = self.members, self.spec.estimator
+        if len(members) == 1:
             return 1.0
         tests = np.linspace(0, len(self.test) - 1, min(SPREAD_QUERIES, len(self.test))).astype(int)
         hits = [made.search(made.queries_TMd[t], min(SPREAD_HITS, len(q_N))) for t in tests]
-        exact_QMH = np.empty((len(tests), len(blocks), len(hits[0])))
-        for m, features in enumerate(blocks):
-            phi_NK = phi_of(features, "train")
-            white = whitening(phi_NK, self.spec.estimator)
-            w_QK = white(phi_of(features, "test")[tests])
+        weight_N = indexes.weights(q_N, torch.from_numpy(made.self_influence_N), estimator)
+        exact_QMH = np.empty((len(tests), len(members), len(hits[0])))
+        for m, member in enumerate(members):
+            phi_NK = train_phi(m)
+            white = whitening(phi_NK, estimator)
+            w_QK = white(phi_of(self.blocks[m], "test", member, estimator)[tests])
             for j, ids in enumerate(hits):
-                weight_H = indexes.factor(q_N[ids], self.spec.estimator)
-                exact_QMH[j, m] = (white(phi_NK[ids]) @ w_QK[j]) * weight_H
+                exact_QMH[j, m] = (white(phi_NK[ids]) @ w_QK[j]) * weight_N[ids]
         squeezed_QMH = np.stack(
             [made.member_scores(made.queries_TMd[t], i) for t, i in zip(tests, hits, strict=True)]
         )
@@ -350,22 +445,63 @@ class Making:
         """Mean over the networks, float32 (T, C)."""
         return np.stack([r.array("test_probs") for r in self.runs]).mean(0, dtype=np.float32)
 
+    def serving(self) -> float:
+        """Seconds to featurize one new query by every member, measured."""
+        wholes = {
+            (m.checkpoint, m.draw): self.projected(m.checkpoint, m.draw) for m in self.members
+        }
+        one = self.test[slice(0, 1)]
+        began = time.perf_counter()
+        for member in {replace(m, block=0, blocks=1): None for m in self.members}:
+            fresh(wholes[member.checkpoint, member.draw], member, one, self.spec.estimator)
+        return time.perf_counter() - began
+
+    def flops(self) -> dict[str, float]:
+        """Floating-point operations of training and featurizing, from those of one batch."""
+        some = self.train[slice(0, 32)]
+        first = self.network(self.checkpoints[0])
+        with FlopCounterMode(display=False) as counter:
+            torch.nn.functional.cross_entropy(first(some.x_N), some.target_N).backward()
+        step = counter.get_total_flops() / len(some)
+        first.zero_grad()
+        spec, count = self.spec, len(self.train)
+        epochs: float = spec.epochs + spec.finetunes * spec.finetune_epochs
+        epochs += spec.adapters * spec.lora.epochs * spec.lora.share
+        member = self.members[0]
+        whole = self.projected(member.checkpoint, member.draw)
+        with FlopCounterMode(display=False) as counter:
+            block(seen(whole, member), some, whole.projections)
+        each = counter.get_total_flops() / len(some)
+        stored = len({b.manifest["id"] for b in self.blocks})
+        return {
+            "train": spec.models * epochs * count * step,
+            "features": stored * each * (count + len(self.test)),
+            "query": stored * each,
+        }
+
     def summarise(self, draft: Draft, build_id: str, index: Artifact) -> None:
         """The build's summary, and what it is made of."""
         spec, data = self.spec, self.data
-        members = self.members
-        blocks = [self.features(m, j, len(members)) for j, m in enumerate(members)]
-        places = [self.sites(r.manifest["id"]) for r in self.runs]
+        members, blocks = self.members, unique(self.blocks)
+        pairs = dict.fromkeys((m.checkpoint, m.draw) for m in members)
+        places = [self.sites(checkpoint, draw) for checkpoint, draw in pairs]
+        margins = unique(self.beliefs) if spec.forward_only else []
+        runs = [*self.runs, *self.tuned]
         probs_TC = self.test_probs()
         correct_T = probs_TC.argmax(1) == data.test.labels_N
         draft.array("test_probs", probs_TC)
         draft.note(
+            members=[asdict(m) for m in members],
+            features=[b.manifest["id"] for b in self.blocks],
+            networks=[r.manifest["id"] for r in self.runs],
             parts={
-                "data": data.id,
-                "runs": [r.manifest["id"] for r in self.runs],
+                "data": [data.id],
+                "runs": [r.manifest["id"] for r in runs],
+                "adapters": [a.manifest["id"] for a in self.adapters],
                 "sites": [p.manifest["id"] for p in places],
                 "features": [b.manifest["id"] for b in blocks],
-                "index": index.manifest["id"],
+                "margins": [m.manifest["id"] for m in margins],
+                "index": [index.manifest["id"]],
             },
             summary={
                 "build": build_id,
@@ -373,8 +509,9 @@ class Making:
                 "noise": spec.data.noise,
                 "model": spec.model,
                 "strategy": spec.strategy,
+                "ensemble": strategies.words(spec),
                 "models": spec.models,
-                "masks": spec.masks if spec.strategy == "dropout" else 0,
+                "masks": spec.masks,
                 "estimator": spec.estimator.name,
                 "members": len(members),
                 "train": len(data.train),
@@ -384,16 +521,19 @@ class Making:
                 "left_out": list(places[0].manifest["left_out"]),
                 "fallback": list(places[0].manifest["fallback"]),
                 "seconds": {
-                    "train": seconds(self.runs),
+                    "train": seconds([*runs, *self.adapters]),
                     "basis": seconds(places),
-                    "features": seconds(blocks),
+                    "features": seconds([*blocks, *margins]),
                     "fit": seconds([index]),
+                    "query": round(self.serving(), 4),
                 },
+                "flops": self.flops(),
                 "bytes": {
-                    "checkpoints": sum(r.size for r in self.runs),
-                    "features": sum(b.size for b in blocks),
+                    "checkpoints": sum(a.size for a in [*runs, *self.adapters]),
+                    "features": sum(b.size for b in [*blocks, *margins]),
                     "index": index.manifest["files"]["rows.faiss"]["bytes"],
                     "queries": index.size - index.manifest["files"]["rows.faiss"]["bytes"],
+                    "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
                 },
                 "created": draft.created,
                 "spec": asdict(spec),
@@ -408,7 +548,10 @@ class Build:
         self.store = store
         self.id: str = artifact.manifest["id"]
         self.summary: dict[str, Any] = artifact.manifest["summary"]
-        self.parts: dict[str, Any] = artifact.manifest["parts"]
+        self.parts: dict[str, list[str]] = artifact.manifest["parts"]
+        self.members = [member_from(fields) for fields in artifact.manifest["members"]]
+        self._features: list[str] = artifact.manifest["features"]
+        self._networks: list[str] = artifact.manifest["networks"]
         self.spec = spec_from(self.summary["spec"])
         self.data = dataset(store, self.spec.data)
         self.data_id = self.data.id
@@ -418,7 +561,7 @@ class Build:
         self.test_labels_T = self.data.test.labels_N
         self.probs_TC = artifact.array("test_probs")
         self.predicted_T = self.probs_TC.argmax(1)
-        self.index = self._part("index", self.parts["index"])
+        self.index = self._part("index", self.parts["index"][0])
         self.q_N = self.index.array("q")
         self.compressed = indexes.Compressed(
             indexes.from_bytes(self.index.bytes_of("rows.faiss")),
@@ -439,14 +582,7 @@ class Build:
         self._fresh: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
 
     def _part(self, kind: str, name: str) -> Artifact:
-        found = self.store.find(kind, name)
-        if found is None:
-            raise UserError(
-                found=f"build {self.id} without its {kind} {name}",
-                wanted="every part it was made of",
-                next_step="run the same `build` again, which makes what is missing",
-            )
-        return found
+        return found(self.store, kind, name)
 
     def tests(self) -> pd.DataFrame:
         """One row a test example: label, predicted, confidence (of the predicted), correct."""
@@ -537,7 +673,7 @@ class Build:
             return f"Error bars: standard error between {networks} independently trained networks."
         if members > 1:
             return (
-                f"Error bars: standard error between {members} dropout masks of one network only. "
+                f"Error bars: standard error between {members} views of one network only. "
                 "Another training run would differ by more; train 2 or more networks to see it."
             )
         return "No error bars: a single member cannot tell how sure it is."
@@ -548,7 +684,7 @@ class Build:
 
     @cached_property
     def _mislabels(self) -> pd.DataFrame:
-        runs = [self._part("run", r) for r in self.parts["runs"]]
+        runs = [self._part("run", r) for r in self._networks]
         return suspects(
             self.train_ids,
             self.train_labels_N,
@@ -567,16 +703,21 @@ class Build:
 
     def scores(self, report: Report = silent) -> np.ndarray:
         """Exact ensemble scores of all pairs, float32 (T, N), for the given test labels."""
-        blocks = [self._part("features", f) for f in self.parts["features"]]
         total_TN = torch.zeros(len(self.test_labels_T), len(self.train_labels_N))
-        for m, features in enumerate(blocks):
-            report("scores", m, len(blocks))
-            phi_NK = phi_of(features, "train")
-            white = whitening(phi_NK, self.spec.estimator)
-            total_TN += white(phi_of(features, "test")) @ white(phi_NK).mT
-        report("scores", len(blocks), len(blocks))
-        weight_N = indexes.factor(torch.from_numpy(self.q_N), self.spec.estimator)
-        return (total_TN / len(blocks) * weight_N).numpy()
+        own_N = torch.zeros(len(self.train_labels_N))  # self-influence
+        estimator = self.spec.estimator
+        for m, (member, name) in enumerate(zip(self.members, self._features, strict=True)):
+            report("scores", m, len(self.members))
+            features = self._part("features", name)
+            phi_NK = phi_of(features, "train", member, estimator)
+            white = whitening(phi_NK, estimator)
+            w_NK = white(phi_NK)
+            total_TN += white(phi_of(features, "test", member, estimator)) @ w_NK.mT
+            own_N += w_NK.square().sum(1)
+        count = len(self.members)
+        report("scores", count, count)
+        weight_N = indexes.weights(torch.from_numpy(self.q_N), own_N / count, estimator)
+        return (total_TN / count * weight_N).numpy()
 
     def image(self, split: str, position: int) -> np.ndarray:
         """The image as stored, uint8 (H, W) or (H, W, 3). Raises `UserError` out of range."""
@@ -605,11 +746,11 @@ class Build:
         some = self._tests[np.array([test_id])]
         asked = Examples(some.x_N, some.key_N, torch.tensor([target]))
         u_Md = []
-        for projector_Kd, (whole, member) in zip(
-            self.compressed.projectors_MKd, self._members, strict=True
+        white = Whitening(unit=self.compressed.unit)
+        for projector_Kd, whole, member in zip(
+            self.compressed.projectors_MKd, self._wholes, self.members, strict=True
         ):
-            phi_1K = block(whole.view(member.mask, member.p), asked, whole.projections).phi_NK
-            phi_1K = Whitening(unit=self.compressed.unit)(phi_1K)
+            phi_1K = white(fresh(whole, member, asked, self.spec.estimator))
             u_Md.append((phi_1K @ torch.from_numpy(projector_Kd.astype(np.float32)))[0].numpy())
         return np.stack(u_Md) * self.compressed.projector_scale
 
@@ -618,16 +759,16 @@ class Build:
         return examples(self.spec, self.data, self.data.test)
 
     @cached_property
-    def _members(self) -> list[tuple[Projected, Member]]:
-        whole = {
-            run_id: load_projected(
-                load_network(self.store, self.spec, self.data, run_id), self._part("sites", sites)
-            )
-            for run_id, sites in zip(self.parts["runs"], self.parts["sites"], strict=True)
-        }
-        made = (self._part("features", f).manifest["made_by"] for f in self.parts["features"])
-        members = [Member(run_id=m["run_id"], mask=m["mask"], p=m["p"]) for m in made]
-        return [(whole[m.run_id], m) for m in members]
+    def _wholes(self) -> list[Projected]:
+        """The network and directions of each member; members that share them share one."""
+        made: dict[tuple[Checkpoint, int], Projected] = {}
+        for member, name in zip(self.members, self._features, strict=True):
+            pair = member.checkpoint, member.draw
+            if pair not in made:
+                module = load_network(self.store, self.spec, self.data, member.checkpoint)
+                sites = self._part("features", name).manifest["made_by"]["sites"]
+                made[pair] = load_projected(module, self._part("sites", sites))
+        return [made[m.checkpoint, m.draw] for m in self.members]
 
     def _class_of(self, test_id: int, target: str) -> int:
         if target == "label":
@@ -678,10 +819,32 @@ def examples(spec: BuildSpec, data: Dataset, split: Split) -> Examples:
     )
 
 
-def phi_of(features: Artifact, split: str) -> Tensor:
-    """Stored features, float32 (N, K)."""
+def phi_of(features: Artifact, split: str, member: Member, estimator: EstimatorSpec) -> Tensor:
+    """Stored features as the estimator takes them, float32 (N, K)."""
     half = features.array(f"{split}_phi", memory_map=True)
-    return torch.from_numpy(half.astype(np.float32)) * features.manifest[f"{split}_scale"]
+    half = half[:, columns(member, half.shape[1])]
+    phi_NK = torch.from_numpy(half.astype(np.float32)) * features.manifest[f"{split}_scale"]
+    return asked(phi_NK, torch.from_numpy(features.array(f"{split}_margin")), estimator)
+
+
+def columns(member: Member, K: int) -> slice:
+    """The features of a member's block, as many in each."""
+    return slice(member.block, K // member.blocks * member.blocks, member.blocks)
+
+
+def fresh(whole: Projected, member: Member, some: Examples, estimator: EstimatorSpec) -> Tensor:
+    """Features (N, K) of examples that are not stored, as `phi_of` gives them."""
+    made = block(seen(whole, member), some, whole.projections)
+    phi_NK = made.phi_NK[:, columns(member, made.phi_NK.shape[1])]
+    return asked(phi_NK, made.margin_N, estimator)
+
+
+def seen(whole: Projected, member: Member) -> View:
+    return whole.view(member.mask, member.p, member.shared)
+
+
+def unique(artifacts: Iterable[Artifact]) -> list[Artifact]:
+    return list({a.manifest["id"]: a for a in artifacts}.values())
 
 
 def mean_q(blocks: list[Artifact]) -> Tensor:
@@ -692,7 +855,7 @@ def mean_q(blocks: list[Artifact]) -> Tensor:
 def finite(made: Block, member: Member) -> None:
     if not (torch.isfinite(made.phi_NK).all() and torch.isfinite(made.margin_N).all()):
         raise UserError(
-            found=f"a gradient that is not a number in network {member.run_id}",
+            found=f"a gradient that is not a number in network {member.checkpoint.run_id}",
             wanted="finite gradients for every example",
             next_step="train it again with another --seed, or choose another --model",
         )
@@ -721,17 +884,31 @@ def load_projected(module: torch.nn.Module, sites: Artifact) -> Projected:
     )
 
 
-def load_network(store: Store, spec: BuildSpec, data: Dataset, run_id: str) -> torch.nn.Module:
-    run = store.find("run", run_id)
-    if run is None:
+def load_network(
+    store: Store, spec: BuildSpec, data: Dataset, checkpoint: Checkpoint
+) -> torch.nn.Module:
+    """The network with the weights of a checkpoint, in evaluation mode."""
+    module = network(spec.model, data, spec.width, seed=0)
+    run = found(store, "run", checkpoint.run_id)
+    name = "weights" if checkpoint.epoch is None else f"weights-{checkpoint.epoch}"
+    module.load_state_dict(run.weights(name))
+    if checkpoint.adapter:
+        adapter = found(store, "adapter", checkpoint.adapter)
+        for file in adapter.manifest["files"]:
+            adapter.file(file)  # checksums, before peft reads them
+        module = loaded(module, adapter.place)
+    return module.eval()
+
+
+def found(store: Store, kind: str, name: str) -> Artifact:
+    artifact = store.find(kind, name)
+    if artifact is None:
         raise UserError(
-            found=f"no run {run_id}",
-            wanted="the trained network of this build",
+            found=f"no {kind} {name}",
+            wanted="every part that the build was made of",
             next_step="run the same `build` again, which makes what is missing",
         )
-    module = network(spec.model, data, spec.width, seed=0)
-    module.load_state_dict(run.weights())
-    return module.eval()
+    return artifact
 
 
 def spec_from(fields: dict[str, Any]) -> BuildSpec:
@@ -739,9 +916,15 @@ def spec_from(fields: dict[str, Any]) -> BuildSpec:
     blank = BuildSpec()
     parts = {
         name: replace(getattr(blank, name), **fields[name])
-        for name in ("data", "features", "estimator")
+        for name in ("data", "features", "estimator", "lora")
     }
+    parts["lora"] = replace(parts["lora"], targets=tuple(parts["lora"].targets))
     return BuildSpec(**{**fields, **parts})
+
+
+def member_from(fields: dict[str, Any]) -> Member:
+    """The member that `asdict` wrote."""
+    return Member(**{**fields, "checkpoint": Checkpoint(**fields["checkpoint"])})
 
 
 def seconds(artifacts: Iterable[Artifact]) -> float:

@@ -8,8 +8,9 @@
 Axes: N train, T test, M members, K features of a member.
 """
 
+import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,11 +18,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from . import index as indexes
+from .adapters import fitted
 from .data import example_ids
-from .estimators import q
+from .estimators import asked, q
 from .features import Block, Examples, Projected, block, projected
 from .members import example_keys
-from .records import EstimatorSpec, FeatureSpec, UserError
+from .records import EstimatorSpec, FeatureSpec, LoraSpec, UserError
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +57,35 @@ def dropout_ensemble(
     return Ensemble(checked_networks(networks), tuple(range(first, first + masks)), p)
 
 
+def lora_ensemble(
+    networks: Sequence[nn.Module] | nn.Module,
+    train_set: Dataset,
+    adapters: int = 5,
+    rank: int = 8,
+    seed: int = 0,
+    lora: LoraSpec | None = None,
+) -> Ensemble:
+    """Copies of each network with `adapters` LoRA adapters, each fitted on a share of `train_set`.
+
+    `lora` has the other settings; `rank` counts. The networks given are left as they are.
+    """
+    if adapters < 1:
+        raise UserError(
+            found=f"adapters = {adapters}",
+            wanted="at least one adapter",
+            next_step="give for example adapters=5",
+        )
+    spec = replace(lora or LoraSpec(), rank=rank)
+    examples = loaded(train_set)
+    return Ensemble(
+        tuple(
+            fitted(copy.deepcopy(network), spec, examples, 1000 * seed + j)
+            for network in checked_networks(networks)
+            for j in range(adapters)
+        )
+    )
+
+
 def checked_networks(networks: Sequence[nn.Module] | nn.Module) -> tuple[nn.Module, ...]:
     chosen = (networks,) if isinstance(networks, nn.Module) else tuple(networks)
     if not chosen or not all(isinstance(n, nn.Module) for n in chosen):
@@ -75,7 +106,7 @@ class Index:
     wholes: tuple[Projected, ...]
     train_blocks: tuple[Block, ...]  # one a member
     exact: indexes.Exact
-    weight_N: Tensor
+    estimator: EstimatorSpec
 
     def scores(self, test_set: Dataset) -> np.ndarray:
         """Exact scores of all pairs, float32 (T, N), for the labels of `test_set`.
@@ -84,48 +115,56 @@ class Index:
         the test features of one member.
         """
         test = loaded(test_set)
-        total_TN = torch.zeros(len(test), len(self.weight_N))
-        for white, asked, train in zip(
+        total_TN = torch.zeros(len(test), len(self.exact.weight_N))
+        for white, test_block, train in zip(
             self.exact.whitenings,
             member_blocks(self.ensemble, self.wholes, test),
             self.train_blocks,
             strict=True,
         ):
-            total_TN += white(asked.phi_NK) @ white(train.phi_NK).mT
-        return total_TN.mul_(self.weight_N / len(self.train_blocks)).numpy()
+            phi_TK = features(test_block, self.estimator)
+            total_TN += white(phi_TK) @ white(features(train, self.estimator)).mT
+        return total_TN.mul_(self.exact.weight_N / len(self.train_blocks)).numpy()
 
     def search(
         self, test_set: Dataset, k: int = 10, opponents: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
         """Scores (T, k) and training positions (T, k) of the strongest proponents or opponents."""
-        if not 1 <= k <= len(self.weight_N):
+        if not 1 <= k <= len(self.exact.weight_N):
             raise UserError(
                 found=f"k = {k}",
-                wanted=f"a number from 1 to {len(self.weight_N)}, the training set",
+                wanted=f"a number from 1 to {len(self.exact.weight_N)}, the training set",
                 next_step="choose another k",
             )
         blocks = member_blocks(self.ensemble, self.wholes, loaded(test_set))
-        return self.exact.search(self.exact.query([b.phi_NK for b in blocks]), k, opponents)
+        return self.exact.search(
+            self.exact.query([features(b, self.estimator) for b in blocks]), k, opponents
+        )
 
 
 def build_index(
     ensemble: Ensemble,
     train_set: Dataset,
-    features: FeatureSpec | None = None,
+    projection: FeatureSpec | None = None,
     estimator: EstimatorSpec | None = None,
 ) -> Index:
     """Featurize `train_set`, any torch Dataset of (x, y), by every member, and fit the index.
 
     Holds N * M * K numbers in memory twice over; the command line's `build` streams them.
     """
-    features, estimator = features or FeatureSpec(), estimator or EstimatorSpec()
+    projection, estimator = projection or FeatureSpec(), estimator or EstimatorSpec()
     train = loaded(train_set)
     masked = ensemble.masks != (None,)
-    wholes = tuple(projected(n, train, features, masked) for n in ensemble.networks)
+    wholes = tuple(projected(n, train, projection, masked) for n in ensemble.networks)
     blocks = tuple(member_blocks(ensemble, wholes, train))
     q_N = torch.stack([q(b.margin_N) for b in blocks]).mean(0)
-    exact = indexes.exact([b.phi_NK for b in blocks], q_N, estimator)
-    return Index(ensemble, wholes, blocks, exact, indexes.factor(q_N, estimator))
+    exact = indexes.exact([features(b, estimator) for b in blocks], q_N, estimator)
+    return Index(ensemble, wholes, blocks, exact, estimator)
+
+
+def features(block: Block, estimator: EstimatorSpec) -> Tensor:
+    """Features of a block as the estimator takes them, (N, K)."""
+    return asked(block.phi_NK, block.margin_N, estimator)
 
 
 def member_blocks(

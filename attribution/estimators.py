@@ -19,9 +19,10 @@ from .records import EstimatorSpec, UserError, known
 
 @dataclass(frozen=True, eq=False)
 class Whitening:
-    """``w = phi @ matrix``, of rows of length one where `unit`; no matrix is the identity."""
+    """``w = phi @ matrix * scale``, of rows of length one where `unit`; None is the identity."""
 
     matrix_KK: Tensor | None = None
+    scale_K: Tensor | None = None
     unit: bool = False
 
     def __call__(self, phi_NK: Tensor) -> Tensor:
@@ -34,8 +35,16 @@ class Whitening:
         return phi_NK / phi_NK.norm(dim=1, keepdim=True).clamp_min(1e-30)
 
     def times(self, left_NK: Tensor) -> Tensor:
-        """``left @ matrix``."""
+        """``left @ matrix * scale``."""
+        if self.scale_K is not None:
+            return left_NK * self.scale_K
         return left_NK if self.matrix_KK is None else left_NK @ self.matrix_KK
+
+    def back(self, right_Kl: Tensor) -> Tensor:
+        """The same matrix on the left: ``matrix @ right``."""
+        if self.scale_K is not None:
+            return right_Kl * self.scale_K[:, None]
+        return right_Kl if self.matrix_KK is None else self.matrix_KK @ right_Kl
 
 
 def trak(phi_NK: Tensor, damping: float) -> Whitening:
@@ -68,17 +77,55 @@ def gradcos(phi_NK: Tensor, damping: float) -> Whitening:
     return Whitening(unit=True)
 
 
+def ekfac(phi_NK: Tensor, damping: float) -> Whitening:
+    """EK-FAC influence (arXiv 1806.03884, section 3; LoGra's form, arXiv 2405.13954).
+
+    On the data's own basis each feature is a coordinate in the Kronecker-factored eigenbasis of a
+    layer's curvature, so the eigenvalue-corrected inverse is a number for each: w = phi / root of
+    (mean phi^2 + lambda), `damping` being lambda in units of the mean over features. The features
+    are gradients of the loss (`LOSS`), whose second moments are the empirical Fisher.
+    """
+    moment_K = phi_NK.square().mean(0)
+    ridge = damping * moment_K.mean()
+    if not ridge > 0 and not bool((moment_K > 0).all()):
+        raise UserError(
+            found=f"directions without any gradient at damping {damping:g}",
+            wanted="a positive damping",
+            next_step="raise --damping",
+        )
+    return Whitening(scale_K=(moment_K + ridge).rsqrt())
+
+
+def tracin(phi_NK: Tensor, damping: float) -> Whitening:
+    """TracIn (arXiv 2002.08484): inner products of loss gradients, summed over the checkpoints.
+
+    All checkpoints of a build have the same learning rate, so it does not weight them.
+    """
+    return Whitening()
+
+
 ESTIMATORS: dict[str, Callable[[Tensor, float], Whitening]] = {
     "trak": trak,
     "graddot": graddot,
     "gradcos": gradcos,
+    "ekfac": ekfac,
+    "tracin": tracin,
 }
+LOSS = ("ekfac", "tracin")  # on gradients of the loss; the others on gradients of the margin
 
 
 def whitening(phi_NK: Tensor, spec: EstimatorSpec) -> Whitening:
     """The whitening of one member's training features under `spec`."""
     known("estimator", spec.name, ESTIMATORS, "--estimator")
     return ESTIMATORS[spec.name](phi_NK, spec.damping)
+
+
+def asked(phi_NK: Tensor, margin_N: Tensor, spec: EstimatorSpec) -> Tensor:
+    """Features as the estimator takes them: of the margin, or of the loss.
+
+    The loss is log(1 + exp(-margin)), so its gradient is -(1 - p) times that of the margin.
+    """
+    return phi_NK * q(margin_N)[:, None] if spec.name in LOSS else phi_NK
 
 
 def q(margin_N: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .gradients import Projection, Site, featurize, margin
+from .gradients import Projection, Site, attributed, featurize, frozen, margin
 from .members import View, mask_sites
 from .projection import checked_sites, own_projections, random_projections
 from .records import FeatureSpec, UserError
@@ -52,8 +52,8 @@ class Projected:
 
     @property
     def coverage(self) -> float:
-        """Share of the network's parameters whose gradient is used."""
-        total = sum(p.numel() for p in self.network.parameters())
+        """Share of the network's attributed parameters whose gradient is used."""
+        total = sum(p.numel() for p in attributed(self.network))
         missing = sum(self.network.get_parameter(n).numel() for n in self.left_out)
         return 1 - missing / total
 
@@ -62,8 +62,8 @@ class Projected:
         """Parameters that vmap differentiates, for want of a hook."""
         return tuple(s.name for s in self.projections if s.kind == "parameter")
 
-    def view(self, mask: int | None = None, p: float = 0.0) -> View:
-        return View(self.network, self.mask_places, mask, p)
+    def view(self, mask: int | None = None, p: float = 0.0, shared: bool = False) -> View:
+        return View(self.network, self.mask_places, mask, p, shared)
 
 
 def projected(
@@ -105,6 +105,17 @@ def block(
         phi_BK, logits_BC = featurize(view, some.x_N, some.key_N, some.target_N, projections)
         parts.append((phi_BK, margin(logits_BC, some.target_N)))
     return Block(torch.cat([p for p, _ in parts]), torch.cat([m for _, m in parts]))
+
+
+def margins(view: View, examples: Examples) -> Tensor:
+    """Margins (N,) by forward passes only."""
+    batch = fitting_batch(examples)
+    found = []
+    with torch.no_grad(), frozen(view.network):
+        for b in range(0, len(examples), batch):
+            some = examples[slice(b, b + batch)]
+            found.append(margin(view.logits(some.x_N, some.key_N), some.target_N))
+    return torch.cat(found)
 
 
 def fitting_batch(examples: Examples) -> int:

@@ -68,6 +68,8 @@ def margin(logits_BC: Tensor, target_B: Tensor) -> Tensor:
 def sites(network: nn.Module) -> tuple[Site, ...]:
     """Every place of `network` where a gradient is taken, in the order of its modules.
 
+    Parameters that want no gradient are left alone, as removing data cannot move them: of a network
+    with an adapter, all but the adapter (where every parameter is frozen, none is left alone).
     Layers are matched by exact type, because subclasses lie (one may hide an activation or a
     padding inside). Parameters of all other layers, and those that several layers share, become
     sites of kind "parameter", which the fallback differentiates one example at a time under vmap.
@@ -76,13 +78,15 @@ def sites(network: nn.Module) -> tuple[Site, ...]:
     for name, module in network.named_modules():
         for parameter in module.parameters(recurse=False):
             owners.setdefault(id(parameter), []).append(name)
+    wanted = {id(p) for p in attributed(network)}
     found, taken = [], set()
     for name, module in network.named_modules():
-        own = dict(module.named_parameters(prefix=name, recurse=False))
+        every = dict(module.named_parameters(prefix=name, recurse=False))
+        own = {label: p for label, p in every.items() if id(p) in wanted}
         if not own:
             continue
-        shared = any(len(owners[id(p)]) > 1 for p in own.values())
-        site = None if shared else _layer_site(name, module, tuple(own))
+        plain = len(own) == len(every) and all(len(owners[id(p)]) == 1 for p in own.values())
+        site = _layer_site(name, module, tuple(own)) if plain else None
         if site:
             found.append(site)
             continue
@@ -91,6 +95,12 @@ def sites(network: nn.Module) -> tuple[Site, ...]:
                 taken.add(id(parameter))
                 found.append(Site(label, "parameter", parameter.numel(), 1, (label,)))
     return tuple(found)
+
+
+def attributed(network: nn.Module) -> list[nn.Parameter]:
+    """The parameters whose gradients count: those that want one, or all where none does."""
+    every = list(network.parameters())
+    return [p for p in every if p.requires_grad] or every
 
 
 def _layer_site(name: str, module: nn.Module, parameters: tuple[str, ...]) -> Site | None:

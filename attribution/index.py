@@ -34,6 +34,7 @@ class Exact:
 
     rows: faiss.Index
     whitenings: tuple[Whitening, ...]
+    weight_N: Tensor  # what `weights` multiplied the rows by
 
     def query(self, blocks: Sequence[Tensor]) -> np.ndarray:
         """Query vectors (T, M * K) of the members' features of the same T examples."""
@@ -61,16 +62,21 @@ class Exact:
 def exact(blocks: Sequence[Tensor], q_N: Tensor, spec: EstimatorSpec) -> Exact:
     """The exact index of the members' training features (N, K) and mean q (N,)."""
     whitenings = tuple(whitening(phi, spec) for phi in blocks)
-    w = [white(phi) for white, phi in zip(whitenings, blocks, strict=True)]
-    rows_NF = torch.cat(w, 1) * factor(q_N, spec)[:, None]
-    index = faiss.IndexFlatIP(rows_NF.shape[1])
-    index.add(rows_NF.numpy())
-    return Exact(index, whitenings)
+    w_NF = torch.cat([white(phi) for white, phi in zip(whitenings, blocks, strict=True)], 1)
+    weight_N = weights(q_N, w_NF.square().sum(1) / len(blocks), spec)
+    index = faiss.IndexFlatIP(w_NF.shape[1])
+    index.add((w_NF * weight_N[:, None]).numpy())
+    return Exact(index, whitenings, weight_N)
 
 
-def factor(q_N: Tensor, spec: EstimatorSpec) -> Tensor:
-    """What a training row is multiplied by: mean q to the power chosen."""
-    return q_N**spec.q_power
+def weights(q_N: Tensor, self_influence_N: Tensor, spec: EstimatorSpec) -> Tensor:
+    """What training rows are multiplied by: mean q to the power chosen.
+
+    With `spec.relative` also divided by the root of self-influence, so that an example which
+    moves everything does not come first everywhere (l-RelatIF, arXiv 2003.11630, section 4).
+    """
+    weight_N = q_N**spec.q_power
+    return weight_N / self_influence_N.clamp_min(1e-30).sqrt() if spec.relative else weight_N
 
 
 def search(
@@ -147,7 +153,7 @@ def compress(
         if m in sketched:
             scaled_NK = whitenings[m].scaled(phi_NK)
             rows_Kl = whitenings[m].times((scaled_NK.mT @ S_Nl).mT).mT
-            Y_Nl += scaled_NK @ push(whitenings[m], rows_Kl)
+            Y_Nl += scaled_NK @ whitenings[m].back(rows_Kl)
     Q_Nl, _ = torch.linalg.qr(Y_Nl)
     unit = whitenings[0].unit
     gram_ll = torch.zeros(width, width)
@@ -158,7 +164,7 @@ def compress(
         white = whitenings[m]
         B_Kl = white.times((white.scaled(train(m)).mT @ Q_Nl).mT).mT  # W'Q, without W
         gram_ll += B_Kl.mT @ B_Kl
-        P_Kl = push(white, B_Kl)
+        P_Kl = white.back(B_Kl)
         query_TMl.append(white.scaled(queries(m)) @ P_Kl)
         projector_MKl.append(P_Kl)
         whitenings[m] = Whitening()  # its K * K numbers are not needed again
@@ -168,7 +174,8 @@ def compress(
     U_ld = U_ll[:, keep].float()
     rows_Nd = Q_Nl @ (U_ld * singular_d)  # Q U S, the rows on the basis V = B'U / S
     turn_ld = (U_ld / singular_d).float()
-    weighted_Nd = rows_Nd * factor(q_N, spec)[:, None]
+    self_influence_N = rows_Nd.square().sum(1) / members
+    weighted_Nd = rows_Nd * weights(q_N, self_influence_N, spec)[:, None]
     row_unit = largest([weighted_Nd])
     queries_M = [u_Tl @ turn_ld for u_Tl in query_TMl]
     query_unit = largest(queries_M)
@@ -187,15 +194,10 @@ def compress(
         torch.stack([(P_Kd / projector_unit).half() for P_Kd in projectors_M]).numpy(),
         projector_unit / query_unit,
         unit,
-        (rows_Nd.square().sum(1) / members).numpy(),
+        self_influence_N.numpy(),
     )
 
 
 def largest(tensors: Sequence[Tensor]) -> float:
     """Largest magnitude: the unit in which half precision, of little range, holds them all."""
     return max(float(t.abs().max()) for t in tensors) or 1.0
-
-
-def push(white: Whitening, right_Kl: Tensor) -> Tensor:
-    """``matrix @ right``."""
-    return right_Kl if white.matrix_KK is None else white.matrix_KK @ right_Kl

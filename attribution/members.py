@@ -3,7 +3,8 @@
 Masks are a counter-based hash of (mask, example, site, unit). No random stream is involved, so an
 example meets the same mask in every batch, order, shard and split, and an upload can be explained
 by the members of an index built long ago. Each example has a mask of its own (as in dattri's
-dropout ensembles); the paper (arXiv 2405.17293, section 3.2) leaves open which it means.
+dropout ensembles) unless it is `shared`; the paper (arXiv 2405.17293, section 3.2) leaves open
+which it means.
 
 Axes: B a batch of examples, C classes, U units of a site.
 """
@@ -42,6 +43,7 @@ class View:
     places: tuple[str, ...] = ()
     mask: int | None = None
     p: float = 0.0
+    shared: bool = False  # one mask for all examples
 
     def logits(
         self,
@@ -104,6 +106,8 @@ class View:
         shape = tuple(out.shape[1:])
         if isinstance(module, WHOLE_CHANNELS):
             shape = (shape[0], *(1 for _ in shape[1:]))
+        if self.shared:
+            key_B = torch.zeros_like(key_B)
         made_BU = dropout_mask(key_B, site, self.mask or 0, math.prod(shape), self.p)
         return made_BU.view(-1, *shape).to(out.dtype)
 

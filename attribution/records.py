@@ -82,6 +82,20 @@ class RunSpec:
     weight_decay: float = 0.0
     batch: int = 64
     seed: int = 0
+    snapshots: int = 0  # weights kept along the way, evenly spaced, the last ones included
+    parent: str = ""  # id of the run whose weights it starts from: a short fine-tune
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSpec:
+    """LoRA adapters on a trained network (arXiv 2106.09685)."""
+
+    rank: int = 8
+    alpha: int = 16
+    targets: tuple[str, ...] = ()  # names of layers; none: every Linear and plain Conv2d
+    epochs: int = 3
+    learning_rate: float = 0.01
+    share: float = 0.5  # of the training set, drawn anew for each adapter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,16 +110,29 @@ class TruthSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Weights: those a run ended with, those of an epoch on its way, or the end plus an adapter."""
+
+    run_id: str
+    epoch: int | None = None
+    adapter: str = ""  # id of a LoRA adapter
+
+
+@dataclass(frozen=True, kw_only=True)
 class Member:
-    """One gradient-giving view of a trained run: the plain network, or one dropout mask of it.
+    """One gradient-giving view of a checkpoint: the plain network, or one dropout mask of it.
 
     The mask is a function of (mask, example, site, unit) alone, so a member's features do not
     depend on batch size, order or shard (`attribution.members`).
     """
 
-    run_id: str
+    checkpoint: Checkpoint
     mask: int | None = None  # None: the network as trained, no dropout
     p: float = 0.0  # share of units the mask drops
+    shared: bool = False  # one mask for all examples, rather than one for each
+    draw: int = 0  # of the directions of projection
+    block: int = 0  # of `blocks`: its kernel is of every blocks-th feature, from this one on
+    blocks: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +152,7 @@ class EstimatorSpec:
     name: str = "trak"
     damping: float = 0.3  # times the mean diagonal of the kernel
     q_power: float = 0.5  # power of the ensemble's mean q; the paper has 1
+    relative: bool = False  # divide by the root of self-influence (RelatIF, arXiv 2003.11630)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,10 +163,19 @@ class BuildSpec:
     model: str = "mlp"
     width: float = 1.0
     epochs: int = 50
-    strategy: str = "dropout"  # or naive
-    models: int = 5
-    masks: int = 20
+    strategy: str = "dropout"  # what the ensemble is called; the axes below make it
+    models: int = 5  # networks trained independently
+    finetunes: int = 0  # short runs on from each network, which then stand for it
+    finetune_epochs: int = 5
+    snapshots: int = 0  # along each run
+    adapters: int = 0  # LoRA adapters on each network
+    lora: LoraSpec = field(default_factory=LoraSpec)
+    masks: int = 20  # dropout masks of each; 0: none
     p: float = 0.1
+    shared_masks: bool = False  # one mask a member, rather than one for each example
+    forward_only: bool = False  # masks for q only, gradients of the plain networks
+    draws: int = 1  # of the directions of projection
+    blocks: int = 1  # of the kernel, each a member
     features: FeatureSpec = field(default_factory=FeatureSpec)
     estimator: EstimatorSpec = field(default_factory=EstimatorSpec)
     index_dims: int = 1024

@@ -44,9 +44,9 @@ class Artifact:
         path = self.file(f"{name}.npy")
         return np.load(path, mmap_mode="r" if memory_map else None, allow_pickle=False)
 
-    def weights(self) -> dict[str, torch.Tensor]:
-        """The state dict of a run."""
-        return load_file(self.file("weights.safetensors"))
+    def weights(self, name: str = "weights") -> dict[str, torch.Tensor]:
+        """A state dict of a run."""
+        return load_file(self.file(f"{name}.safetensors"))
 
     def bytes_of(self, name: str) -> bytes:
         return self.file(name).read_bytes()
@@ -88,9 +88,9 @@ class Draft:
         np.save(buffer, values, allow_pickle=False)
         self.bytes_of(f"{name}.npy", buffer.getvalue())
 
-    def weights(self, values: Mapping[str, torch.Tensor]) -> None:
+    def weights(self, values: Mapping[str, torch.Tensor], name: str = "weights") -> None:
         whole = {k: v.detach().cpu().contiguous() for k, v in values.items()}
-        self.bytes_of("weights.safetensors", save(whole))
+        self.bytes_of(f"{name}.safetensors", save(whole))
 
     def bytes_of(self, name: str, content: bytes) -> None:
         (self.place / name).write_bytes(content)

@@ -4,7 +4,7 @@ Axes: N training examples, C classes, B a batch.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,12 +21,15 @@ class Trained:
 
     network: nn.Module  # in evaluation mode
     belief_NC: np.ndarray  # float32, probability of each class, mean over the epochs
+    snapshots: Mapping[int, Mapping[str, Tensor]]  # weights by the number of epochs behind them
 
 
 def train(
     network: nn.Module, x_N: Tensor, labels_N: Tensor, spec: RunSpec, report: Report = silent
 ) -> Trained:
     """Fit `network` in place by SGD with momentum; a function of its arguments alone.
+
+    Only parameters that want a gradient are fitted: of a network with an adapter, the adapter.
 
     After each epoch the network, in evaluation mode, says what it believes of every training
     example; the mean over epochs is the signal that tells wrong labels best (mean over training
@@ -36,12 +39,14 @@ def train(
     """
     draw = torch.Generator().manual_seed(spec.seed)
     optimiser = torch.optim.SGD(
-        network.parameters(),
+        [p for p in network.parameters() if p.requires_grad],
         lr=spec.learning_rate,
         momentum=spec.momentum,
         weight_decay=spec.weight_decay,
     )
     belief_NC = torch.zeros(())
+    kept = snapshot_epochs(spec.epochs, spec.snapshots)
+    snapshots: dict[int, dict[str, Tensor]] = {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)  # dropout draws from the global stream
         for epoch in range(spec.epochs):
@@ -56,8 +61,15 @@ def train(
                 optimiser.step()
             finite(loss, epoch, spec)
             belief_NC = belief_NC + probabilities(network, x_N)
+            if epoch + 1 in kept:
+                snapshots[epoch + 1] = {k: v.clone() for k, v in network.state_dict().items()}
     report("train", spec.epochs, spec.epochs)
-    return Trained(network.eval(), (belief_NC / spec.epochs).numpy())
+    return Trained(network.eval(), (belief_NC / spec.epochs).numpy(), snapshots)
+
+
+def snapshot_epochs(epochs: int, snapshots: int) -> tuple[int, ...]:
+    """After which epochs weights are kept: evenly spaced, the last after the last epoch."""
+    return tuple(round(epochs * (s + 1) / snapshots) for s in range(snapshots))
 
 
 STACKED = (nn.Flatten, nn.Linear, nn.ReLU, nn.GELU, nn.Tanh, nn.Dropout, nn.Identity, nn.LayerNorm)

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from .data import Dataset
-from .features import Examples
-from .gradients import margin
+from .features import Examples, margins
+from .members import View
 from .models import network
 from .records import Report, RunSpec, TruthSpec, UserError, content_id, silent
 from .store import Artifact, Draft, Store
@@ -101,7 +101,7 @@ def part(
         networks = [network(spec.run.model, data, spec.run.width, each.seed) for each in recipes]
         rows_Mn = np.stack([np.flatnonzero(subset(spec, s, len(train_examples))) for s in chunk])
         retrain(networks, train_examples, torch.from_numpy(rows_Mn), recipes, report)
-        margins_MT = [margins(n, test_examples).numpy() for n in networks]
+        margins_MT = [margins(View(n), test_examples).numpy() for n in networks]
         draft.array("margins", np.stack(margins_MT))
 
     alike = replace(spec, subsets=0, seeds=0)  # a longer truth shares its parts with a shorter one
@@ -126,14 +126,6 @@ def retrain(
             report(stage, m * of + at, len(networks) * of)
 
         train(made, examples.x_N[rows_n], examples.target_N[rows_n], recipe, further)
-
-
-def margins(made: nn.Module, examples: Examples, batch: int = 512) -> Tensor:
-    """Margins of the examples' targets, float32 (N,), in evaluation mode."""
-    made.eval()
-    with torch.no_grad():
-        pairs = zip(examples.x_N.split(batch), examples.target_N.split(batch), strict=True)
-        return torch.cat([margin(made(x_B), target_B) for x_B, target_B in pairs])
 
 
 def subset(spec: TruthSpec, s: int, count: int) -> np.ndarray:

@@ -33,7 +33,7 @@ from attribution.engine import examples
 from attribution.estimators import q, whitening
 from attribution.features import Examples, block, projected
 from attribution.gradients import margin
-from attribution.index import factor
+from attribution.index import weights
 from attribution.models import network, resnet9
 from attribution.records import BuildSpec, EstimatorSpec, FeatureSpec, RunSpec, UserError
 from attribution.store import Store
@@ -72,7 +72,8 @@ def ours(work: Work, batch: int) -> Tensor | None:
     assert white.matrix_KK is not None
     solved_TK = white(test_block.phi_NK) @ white.matrix_KK.mT
     scores_NT = train_block.phi_NK @ solved_TK.mT
-    return scores_NT * factor(q(train_block.margin_N), EstimatorSpec())[:, None]
+    weight_N = weights(q(train_block.margin_N), torch.ones(()), EstimatorSpec())
+    return scores_NT * weight_N[:, None]
 
 
 def traker(work: Work, batch: int, *, keep_matrix: bool = False) -> Tensor | None:
