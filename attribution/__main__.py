@@ -19,11 +19,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from . import strategies
 from .records import (
     BuildSpec,
     DataSpec,
     EstimatorSpec,
     FeatureSpec,
+    LoraSpec,
     Report,
     UserError,
     known,
@@ -66,13 +68,46 @@ def build(
     ] = DEFAULT.model,
     strategy: Annotated[
         str,
-        typer.Option(help="naive: independent networks; dropout: masks of each network."),
+        typer.Option(
+            help="What the ensemble is made of: naive (independent networks), dropout (masks of "
+            "each), forward (masks for q only), lora (adapters), snapshots, finetunes, draws (of "
+            "random directions), blocks (of the kernel). Any of the counts below adds to it."
+        ),
     ] = DEFAULT.strategy,
     models: Annotated[int, typer.Option(help="Networks trained.")] = DEFAULT.models,
-    masks: Annotated[int, typer.Option(help="Dropout masks of each network.")] = DEFAULT.masks,
+    masks: Annotated[int | None, typer.Option(help="Dropout masks of each network.")] = None,
     dropout: Annotated[float, typer.Option(help="Share of units that a mask drops.")] = DEFAULT.p,
+    shared_masks: Annotated[
+        bool, typer.Option("--shared-masks", help="One mask a member, not one an example.")
+    ] = False,
+    adapters: Annotated[int | None, typer.Option(help="LoRA adapters on each network.")] = None,
+    rank: Annotated[int, typer.Option(help="Rank of the adapters.")] = DEFAULT.lora.rank,
+    alpha: Annotated[int, typer.Option(help="Scale of the adapters.")] = DEFAULT.lora.alpha,
+    targets: Annotated[
+        str, typer.Option(help="Layers with adapters, by name and comma; none: all.")
+    ] = "",
+    lora_epochs: Annotated[
+        int, typer.Option(help="Epochs an adapter is fitted.")
+    ] = DEFAULT.lora.epochs,
+    lora_rate: Annotated[
+        float, typer.Option(help="Its learning rate.")
+    ] = DEFAULT.lora.learning_rate,
+    lora_share: Annotated[
+        float, typer.Option(help="Share of the training set an adapter sees.")
+    ] = DEFAULT.lora.share,
+    snapshots: Annotated[
+        int | None, typer.Option(help="Weights kept along each training run.")
+    ] = None,
+    finetunes: Annotated[int | None, typer.Option(help="Short runs on from each network.")] = None,
+    finetune_epochs: Annotated[
+        int, typer.Option(help="Epochs of these.")
+    ] = DEFAULT.finetune_epochs,
+    draws: Annotated[
+        int | None, typer.Option(help="Draws of random directions (--basis random).")
+    ] = None,
+    blocks: Annotated[int | None, typer.Option(help="Blocks of the kernel, each a member.")] = None,
     estimator: Annotated[
-        str, typer.Option(help="trak, graddot or gradcos.")
+        str, typer.Option(help="trak, graddot, gradcos, ekfac or tracin.")
     ] = DEFAULT.estimator.name,
     basis: Annotated[
         str,
@@ -87,9 +122,13 @@ def build(
     q_power: Annotated[
         float | None,
         typer.Option(
-            help="Power of the mean 1 - p; the paper has 1. Left out: 0.25 for naive, else 0.5."
+            help="Power of the mean 1 - p; the paper has 1. Left out: 0.5 with masks, 0 for "
+            "ekfac and tracin, else 0.25."
         ),
     ] = None,
+    relative: Annotated[
+        bool, typer.Option("--relative", help="Divide by the root of self-influence (RelatIF).")
+    ] = False,
     index_dims: Annotated[
         int, typer.Option(help="Dimensions of the compressed index.")
     ] = DEFAULT.index_dims,
@@ -101,8 +140,20 @@ def build(
     job: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:
     """Train the networks, featurize the members, fit the index. A second time it is all done."""
+    known("strategy", strategy, strategies.STRATEGIES, "--strategy")
+    axes = strategies.axes(
+        strategy,
+        {
+            "masks": masks,
+            "adapters": adapters,
+            "snapshots": snapshots,
+            "finetunes": finetunes,
+            "draws": draws,
+            "blocks": blocks,
+        },
+    )
     if q_power is None:
-        q_power = 0.25 if strategy == "naive" else DEFAULT.estimator.q_power
+        q_power = default_q_power(estimator, axes["masks"])
     spec = BuildSpec(
         data=DataSpec(name=data, noise=noise, noise_kind=noise_kind, noise_seed=noise_seed),
         model=model,
@@ -110,10 +161,22 @@ def build(
         epochs=epochs,
         strategy=strategy,
         models=models,
-        masks=masks,
         p=dropout,
+        shared_masks=shared_masks,
+        finetune_epochs=finetune_epochs,
+        lora=LoraSpec(
+            rank=rank,
+            alpha=alpha,
+            targets=tuple(t.strip() for t in targets.split(",") if t.strip()),
+            epochs=lora_epochs,
+            learning_rate=lora_rate,
+            share=lora_share,
+        ),
+        **axes,
         features=FeatureSpec(basis=basis, **parsed_dims(dims), seed=0),
-        estimator=EstimatorSpec(name=estimator, damping=damping, q_power=q_power),
+        estimator=EstimatorSpec(
+            name=estimator, damping=damping, q_power=q_power, relative=relative
+        ),
         index_dims=index_dims,
         seed=seed,
     )
@@ -151,11 +214,8 @@ def list_builds(cache: Cache = CACHE, as_json: AsJson = False) -> None:
         return None
     table = Table("build", "data", "noise", "network", "ensemble", "estimator", "accuracy", "made")
     for b in found:
-        ensemble = (
-            f"{b['models']} x {b['masks']} masks" if b["masks"] else f"{b['models']} networks"
-        )
         table.add_row(
-            b["build"], b["data"], f"{b['noise']:.0%}", b["model"], ensemble, b["estimator"],
+            b["build"], b["data"], f"{b['noise']:.0%}", b["model"], b["ensemble"], b["estimator"],
             f"{b['accuracy']:.3f}", b["created"],
         )  # fmt: skip
     out.print(table)
@@ -233,6 +293,56 @@ def mislabels(
             opened.classes[row["suggested_label"]], f"{row['score']:.3f}", row["why"],
         )  # fmt: skip
     out.print(table)
+    return None
+
+
+@app.command()
+def truth(
+    build_id: BuildId,
+    subsets: Annotated[int, typer.Option(help="Random halves of the training set.")] = 100,
+    seeds: Annotated[int, typer.Option(help="Networks trained on each.")] = 5,
+    cache: Cache = CACHE,
+    as_json: AsJson = False,
+    job: Annotated[str, typer.Option(hidden=True)] = "",
+) -> None:
+    """Retrain on random halves: what attributions have to predict. Shared, resumes when killed."""
+    engine = open_engine(cache)
+    if 2 <= subsets < 10:
+        errors.print(f"Only {subsets} subsets: the intervals will be wide; 100 are usual.")
+    with progress() as report, reported(cache, job, report) as (report, finish):
+        made = engine.truth(build_id, subsets, seeds, report=report)
+        finish(state="done", build=build_id)
+    found = {"truth": made.id, "subsets": subsets, "seeds": seeds}
+    if as_json:
+        return show_json(found)
+    out.print(f"Ground truth {made.id}: {subsets} subsets, {seeds} networks on each.")
+    return None
+
+
+@app.command()
+def evaluate(
+    build_ids: Annotated[list[str], typer.Argument(help="Builds; `list` shows their ids.")],
+    truth_id: Annotated[
+        str, typer.Option("--truth", help="A ground truth; the largest that fits if left out.")
+    ] = "",
+    cache: Cache = CACHE,
+    as_json: AsJson = False,
+) -> None:
+    """How well builds predict retraining (LDS, with its interval), and what they cost."""
+    engine = open_engine(cache)
+    rows = [engine.evaluate(build_id, truth_id) for build_id in build_ids]
+    if as_json:
+        return show_json(rows)
+    table = Table("build", "ensemble", "estimator", "LDS", "95 %", "training", "query", "index")
+    for r in rows:
+        table.add_row(
+            r["build"], r["ensemble"], r["estimator"], f"{r['lds']:.3f}",
+            f"{r['lds_low']:.3f} – {r['lds_high']:.3f}", f"{r['seconds']['train']:.1f} s",
+            f"{1000 * r['seconds']['query']:.1f} ms", f"{r['bytes']['index'] / 1e6:.1f} MB",
+        )  # fmt: skip
+    out.print(table)
+    if rows[0]["ceiling"] is not None:
+        out.print(f"No attribution can be above {rows[0]['ceiling']:.3f}: retraining is noisy.")
     return None
 
 
@@ -325,6 +435,13 @@ def open_engine(cache: Path, workspace: Path | None = None) -> Any:
             found=f"{cache} is a file", wanted="a folder", next_step="choose another --cache"
         )
     return Engine(cache, workspace)
+
+
+def default_q_power(estimator: str, masks: int) -> float:
+    """Chosen on retrained networks (docs/LOG.md)."""
+    if estimator in ("ekfac", "tracin"):  # gradients of the loss carry their own 1 - p
+        return 0.0
+    return DEFAULT.estimator.q_power if masks else 0.25
 
 
 def parsed_dims(text: str) -> dict[str, int]:

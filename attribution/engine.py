@@ -23,6 +23,7 @@ import pandas as pd
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
 from . import index as indexes
@@ -34,7 +35,7 @@ from .estimators import ESTIMATORS, Whitening, asked, q, whitening
 from .features import Block, Examples, Projected, block, margins, projected
 from .gradients import Site
 from .members import View, example_keys
-from .metrics import detection
+from .metrics import ceiling, detection, interval, lds
 from .mislabels import suspects
 from .models import code_id, inputs, network
 from .records import (
@@ -47,6 +48,7 @@ from .records import (
     Member,
     Report,
     RunSpec,
+    TruthSpec,
     UserError,
     content_id,
     known,
@@ -55,6 +57,7 @@ from .records import (
 from .store import Artifact, Draft, Store, is_id
 from .strategies import STRATEGIES
 from .train import probabilities, snapshot_epochs, train
+from .truth import Truth, differing, opened, truth, truth_spec
 
 KIND_OF = {
     "data": "data",
@@ -133,6 +136,86 @@ class Engine:
             if not all(self.store.has(KIND_OF[kind], name) for name in names):
                 return None
         return found
+
+    def truth(
+        self, build_id: str, subsets: int, seeds: int, share: float = 0.5, report: Report = silent
+    ) -> Truth:
+        """Ground truth by retraining for every build on this one's data, network and recipe."""
+        build = self.open(build_id)
+        run = replace(build.recipe, seed=0, snapshots=0)
+        wanted = TruthSpec(run=run, subsets=subsets, seeds=seeds, share=share)
+        train_half = examples(build.spec, build.data, build.data.train)
+        test_half = examples(build.spec, build.data, build.data.test)
+        return truth(self.store, build.data, train_half, test_half, wanted, report)
+
+    def truths(self, build: "Build") -> list[Artifact]:
+        """The ground truths that apply to a build, most networks first."""
+        run = replace(build.recipe, snapshots=0)
+        found = [a for a in self.store.all("truth") if not differing(run, truth_spec(a).run)]
+        return sorted(found, key=lambda a: truth_spec(a).subsets * truth_spec(a).seeds)[::-1]
+
+    def evaluate(self, build_id: str, truth_id: str = "") -> dict[str, Any]:
+        """How well a build's scores predict retraining, kept once computed.
+
+        Raises `UserError` where there is no ground truth for it, or the one named is of other
+        data, labels or networks.
+        """
+        build = self.open(build_id)
+        chosen = self._truth_for(build, truth_id)
+        name = content_id("evaluation", build_id, chosen.manifest["id"])
+
+        def fill(draft: Draft) -> None:
+            found = opened(chosen, len(build.train_labels_N))
+            scores_TN = build.scores()
+            draft.array("lds", lds(scores_TN, found.subsets_SN, found.margins_ST))
+            draw = np.random.default_rng(0)
+            low, high = interval(scores_TN, found.subsets_SN, found.margins_ST, draw)
+            draft.note(low=low, high=high, ceiling=ceiling(found.margins_SRT))
+
+        made_by = {"build": build_id, "truth": chosen.manifest["id"]}
+        made = self.store.make("evaluation", name, fill, made_by)
+        spec = truth_spec(chosen)
+        return {
+            "build": build_id,
+            "ensemble": build.summary["ensemble"],
+            "estimator": build.spec.estimator.name,
+            "members": build.summary["members"],
+            "lds": float(made.array("lds").mean()),
+            "lds_low": made.manifest["low"],
+            "lds_high": made.manifest["high"],
+            "ceiling": made.manifest["ceiling"],
+            "truth": chosen.manifest["id"],
+            "subsets": spec.subsets,
+            "seeds": spec.seeds,
+            "seconds": build.summary["seconds"],
+            "flops": build.summary["flops"],
+            "bytes": build.summary["bytes"],
+        }
+
+    def _truth_for(self, build: "Build", truth_id: str) -> Artifact:
+        if not truth_id:
+            if found := self.truths(build):
+                return found[0]
+            raise UserError(
+                found=f"no ground truth for build {build.id}",
+                wanted="networks retrained on subsets of its data",
+                next_step=f"run `python -m attribution truth {build.id}`, which takes minutes",
+            )
+        named = self.store.find("truth", truth_id) if is_id(truth_id) else None
+        if named is None:
+            ids = tuple(a.manifest["id"] for a in self.store.all("truth"))
+            raise UserError(
+                found=f"no ground truth {truth_id!r} in {self.cache}",
+                wanted=f"one of {', '.join(ids)}" if ids else "a finished one",
+                next_step=f"run `python -m attribution truth {build.id}`",
+            )
+        if fields := differing(replace(build.recipe, snapshots=0), truth_spec(named).run):
+            raise UserError(
+                found=f"ground truth {truth_id} made with another {', '.join(fields)}",
+                wanted=f"one of the data, labels and network of build {build.id}",
+                next_step=f"run `python -m attribution truth {build.id}`",
+            )
+        return named
 
     def start(self, options: list[str]) -> str:
         """Start ``attribution build`` with these options as a process of its own; its job id."""
@@ -457,24 +540,29 @@ class Making:
         return time.perf_counter() - began
 
     def flops(self) -> dict[str, float]:
-        """Floating-point operations of training and featurizing, from those of one batch."""
-        some = self.train[slice(0, 32)]
-        first = self.network(self.checkpoints[0])
-        with FlopCounterMode(display=False) as counter:
-            torch.nn.functional.cross_entropy(first(some.x_N), some.target_N).backward()
-        step = counter.get_total_flops() / len(some)
-        first.zero_grad()
-        spec, count = self.spec, len(self.train)
-        epochs: float = spec.epochs + spec.finetunes * spec.finetune_epochs
-        epochs += spec.adapters * spec.lora.epochs * spec.lora.share
+        """Floating-point operations of training, featurizing and a query, from those of a batch."""
+        spec, count, some = self.spec, len(self.train), self.train[slice(0, 32)]
+
+        def of(work: Callable[[], object]) -> float:
+            with FlopCounterMode(display=False) as counter:
+                work()
+            return counter.get_total_flops() / len(some)
+
+        def step(checkpoint: Checkpoint) -> float:
+            module = self.network(checkpoint)
+            return of(lambda: cross_entropy(module(some.x_N), some.target_N).backward())
+
         member = self.members[0]
         whole = self.projected(member.checkpoint, member.draw)
-        with FlopCounterMode(display=False) as counter:
-            block(seen(whole, member), some, whole.projections)
-        each = counter.get_total_flops() / len(some)
-        stored = len({b.manifest["id"] for b in self.blocks})
+        each = of(lambda: block(seen(whole, member), some, whole.projections))
+        stored = len(unique(self.blocks))
+        plain = Checkpoint(run_id=self.runs[0].manifest["id"])
+        training = (spec.epochs + spec.finetunes * spec.finetune_epochs) * step(plain)
+        if spec.adapters:
+            passes = spec.adapters * spec.lora.epochs * spec.lora.share
+            training += passes * step(self.checkpoints[0])
         return {
-            "train": spec.models * epochs * count * step,
+            "train": spec.models * count * training,
             "features": stored * each * (count + len(self.test)),
             "query": stored * each,
         }
@@ -583,6 +671,11 @@ class Build:
 
     def _part(self, kind: str, name: str) -> Artifact:
         return found(self.store, kind, name)
+
+    @property
+    def recipe(self) -> RunSpec:
+        """How its networks were trained; the seed is the first one's."""
+        return RunSpec(**self._part("run", self._networks[0]).manifest["made_by"])
 
     def tests(self) -> pd.DataFrame:
         """One row a test example: label, predicted, confidence (of the predicted), correct."""

@@ -138,10 +138,15 @@ def subset(spec: TruthSpec, s: int, count: int) -> np.ndarray:
 
 def opened(artifact: Artifact, count: int) -> Truth:
     """The truth that an artifact holds, of a training set of `count` examples."""
-    fields = artifact.manifest["made_by"]
-    spec = TruthSpec(**{**fields, "run": RunSpec(**fields["run"])})
+    spec = truth_spec(artifact)
     subsets_SN = np.stack([subset(spec, s, count) for s in range(spec.subsets)])
     return Truth(artifact.manifest["id"], spec, subsets_SN, artifact.array("margins"))
+
+
+def truth_spec(artifact: Artifact) -> TruthSpec:
+    """The spec that an artifact was made by."""
+    fields = artifact.manifest["made_by"]
+    return TruthSpec(**{**fields, "run": RunSpec(**fields["run"])})
 
 
 def differing(mine: RunSpec, other: RunSpec) -> list[str]:
