@@ -12,7 +12,7 @@ import resource
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from . import index as indexes
 from . import jobs, strategies
 from .adapters import checked, fitted, loaded, saved
+from .compare import Variance, variance
 from .data import Dataset, Split, clean_labels, dataset
 from .decisions import Decisions
 from .estimators import ESTIMATORS, Whitening, asked, q, whitening
@@ -70,6 +71,7 @@ KIND_OF = {
 }
 SPREAD_QUERIES = 16  # queries on which the index's understatement of the spread is measured
 SPREAD_HITS = 16
+TOP = 50  # hits of each test example by which ensembles are compared
 
 
 class Engine:
@@ -154,7 +156,9 @@ class Engine:
         found = [a for a in self.store.all("truth") if not differing(run, truth_spec(a).run)]
         return sorted(found, key=lambda a: truth_spec(a).subsets * truth_spec(a).seeds)[::-1]
 
-    def evaluate(self, build_id: str, truth_id: str = "") -> dict[str, Any]:
+    def evaluate(
+        self, build_id: str, truth_id: str = "", report: Report = silent
+    ) -> dict[str, Any]:
         """How well a build's scores predict retraining, kept once computed.
 
         Raises `UserError` where there is no ground truth for it, or the one named is of other
@@ -166,10 +170,11 @@ class Engine:
 
         def fill(draft: Draft) -> None:
             found = opened(chosen, len(build.train_labels_N))
-            scores_TN = build.scores()
-            draft.array("lds", lds(scores_TN, found.subsets_SN, found.margins_ST))
-            draw = np.random.default_rng(0)
-            low, high = interval(scores_TN, found.subsets_SN, found.margins_ST, draw)
+            predicted_MTS = build.sums(found.subsets_SN, report)
+            predicted_TS = predicted_MTS.mean(0)
+            draft.array("predicted", predicted_MTS)
+            draft.array("lds", lds(predicted_TS, found.margins_ST))
+            low, high = interval(predicted_TS, found.margins_ST, np.random.default_rng(0))
             draft.note(low=low, high=high, ceiling=ceiling(found.margins_SRT))
 
         made_by = {"build": build_id, "truth": chosen.manifest["id"]}
@@ -191,6 +196,37 @@ class Engine:
             "flops": build.summary["flops"],
             "bytes": build.summary["bytes"],
         }
+
+    def comparable(self, build_id: str) -> list[dict[str, Any]]:
+        """Summaries of the builds on the same data and network as this one, it included."""
+        mine = self.open(build_id)
+        run = replace(mine.recipe, snapshots=0)
+        found = []
+        for summary in self.builds():
+            try:
+                other = self.open(summary["build"])
+                alike = not differing(run, replace(other.recipe, snapshots=0))
+            except UserError:  # a damaged one is told on the page of builds
+                continue
+            if alike:
+                found.append(summary)
+        return found
+
+    def evaluated(self, build_id: str) -> dict[str, Any] | None:
+        """What `evaluate` found, if it has been run; computes nothing."""
+        build = self.open(build_id)
+        for chosen in self.truths(build):
+            name = content_id("evaluation", build_id, chosen.manifest["id"])
+            if self.store.has("evaluation", name):
+                return self.evaluate(build_id, chosen.manifest["id"])
+        return None
+
+    def variance(self, build_id: str, truth_id: str) -> tuple[np.ndarray, Variance | None]:
+        """LDS of each test example (T,), and how the members' predictions vary."""
+        made = self.store.find("evaluation", content_id("evaluation", build_id, truth_id))
+        assert made is not None, "evaluate first"
+        networks = self.open(build_id).summary["models"]
+        return made.array("lds"), variance(made.array("predicted", memory_map=True), networks)
 
     def _truth_for(self, build: "Build", truth_id: str) -> Artifact:
         if not truth_id:
@@ -706,6 +742,24 @@ class Build:
         asked = self._class_of(test_id, target)
         return self._answer(self._query_Md(test_id, asked), test_id, asked, k)
 
+    @cached_property
+    def _top(self) -> np.ndarray:
+        """Positions of the strongest proponents of every test's given label, (T, TOP)."""
+        u_TMd = self.compressed.queries_TMd[: len(self.test_labels_T)]
+        mean_Td = np.stack([u_Md.mean(0, dtype=np.float32) for u_Md in u_TMd])
+        k = min(TOP, len(self.train_labels_N))
+        return indexes.search(self.compressed.rows, mean_Td, k)[1]
+
+    def top(self, k: int) -> np.ndarray:
+        """Positions (T, k) of the strongest proponents of every test's given label; k <= TOP."""
+        return self._top[:, :k]
+
+    def rescored(self, test_id: int, target: str, train_ids: Sequence[int]) -> tuple[Hit, ...]:
+        """What this build says of chosen training examples."""
+        self._check_test(test_id)
+        u_Md = self._query_Md(test_id, self._class_of(test_id, target))
+        return self._hits(u_Md, np.asarray(train_ids, np.int64))
+
     def query_group(
         self, test_ids: Iterable[int], k: int = 12, target: str = "predicted"
     ) -> Answer:
@@ -798,19 +852,43 @@ class Build:
         """Exact ensemble scores of all pairs, float32 (T, N), for the given test labels."""
         total_TN = torch.zeros(len(self.test_labels_T), len(self.train_labels_N))
         own_N = torch.zeros(len(self.train_labels_N))  # self-influence
+        for w_NK, w_TK in self._whitened("scores", report):
+            total_TN += w_TK @ w_NK.mT
+            own_N += w_NK.square().sum(1)
+        return (total_TN * self._weights(own_N) / len(self.members)).numpy()
+
+    def sums(self, subsets_SN: np.ndarray, report: Report = silent) -> np.ndarray:
+        """Each member's scores summed over subsets of the training set, float32 (M, T, S).
+
+        Exact; their mean over members is what `scores` sums to, without ever holding T * N
+        numbers.
+        """
+        relative = self.spec.estimator.relative
+        own_N = torch.zeros(len(self.train_labels_N))
+        for w_NK, _ in self._whitened("scores", silent) if relative else ():
+            own_N += w_NK.square().sum(1)
+        weight_NS = self._weights(own_N)[:, None] * torch.from_numpy(subsets_SN.T.copy()).float()
+        sums = [
+            (w_TK @ (w_NK.mT @ weight_NS)).numpy()
+            for w_NK, w_TK in self._whitened("scores", report)
+        ]
+        return np.stack(sums)
+
+    def _weights(self, own_N: Tensor) -> Tensor:
+        """Weights of the training rows; `own_N` is the sum of the members' self-influence."""
+        own_N = own_N / len(self.members)
+        return indexes.weights(torch.from_numpy(self.q_N), own_N, self.spec.estimator)
+
+    def _whitened(self, stage: str, report: Report) -> Iterator[tuple[Tensor, Tensor]]:
+        """Exact vectors of the training and the test examples, (N, K) and (T, K), by member."""
         estimator = self.spec.estimator
         for m, (member, name) in enumerate(zip(self.members, self._features, strict=True)):
-            report("scores", m, len(self.members))
+            report(stage, m, len(self.members))
             features = self._part("features", name)
             phi_NK = phi_of(features, "train", member, estimator)
             white = whitening(phi_NK, estimator)
-            w_NK = white(phi_NK)
-            total_TN += white(phi_of(features, "test", member, estimator)) @ w_NK.mT
-            own_N += w_NK.square().sum(1)
-        count = len(self.members)
-        report("scores", count, count)
-        weight_N = indexes.weights(torch.from_numpy(self.q_N), own_N / count, estimator)
-        return (total_TN / count * weight_N).numpy()
+            yield white(phi_NK), white(phi_of(features, "test", member, estimator))
+        report(stage, len(self.members), len(self.members))
 
     def image(self, split: str, position: int) -> np.ndarray:
         """The image as stored, uint8 (H, W) or (H, W, 3). Raises `UserError` out of range."""

@@ -9,26 +9,23 @@ from typing import Any
 import numpy as np
 
 
-def lds(scores_TN: np.ndarray, subsets_SN: np.ndarray, margins_ST: np.ndarray) -> np.ndarray:
+def lds(predicted_TS: np.ndarray, margins_ST: np.ndarray) -> np.ndarray:
     """Linear datamodelling score of each test example, (T,) in -1..1.
 
-    Spearman correlation over the subsets between the sum of an example's scores in a subset and
-    its margin after retraining on it (arXiv 2303.14186, section 2).
+    Spearman correlation over the subsets between what is predicted, the sum of an example's scores
+    in a subset, and its margin after retraining on it (arXiv 2303.14186, section 2).
     """
-    predicted_TS = scores_TN.astype(np.float64) @ subsets_SN.T.astype(np.float64)
     return correlation(ranks(predicted_TS), ranks(margins_ST.T))
 
 
 def interval(
-    scores_TN: np.ndarray,
-    subsets_SN: np.ndarray,
+    predicted_TS: np.ndarray,
     margins_ST: np.ndarray,
     draw: np.random.Generator,
     repeats: int = 200,
 ) -> tuple[float, float]:
     """95 % interval of the mean LDS: a bootstrap over subsets, which all test examples share."""
-    predicted_TS = scores_TN.astype(np.float64) @ subsets_SN.T.astype(np.float64)
-    count = len(subsets_SN)
+    count = len(margins_ST)
     means = []
     for _ in range(repeats):
         s = draw.integers(0, count, count)
