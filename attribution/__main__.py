@@ -301,6 +301,9 @@ def truth(
     build_id: BuildId,
     subsets: Annotated[int, typer.Option(help="Random halves of the training set.")] = 100,
     seeds: Annotated[int, typer.Option(help="Networks trained on each.")] = 5,
+    then_evaluate: Annotated[
+        bool, typer.Option("--evaluate", help="Then evaluate every build that it applies to.")
+    ] = False,
     cache: Cache = CACHE,
     as_json: AsJson = False,
     job: Annotated[str, typer.Option(hidden=True)] = "",
@@ -311,6 +314,9 @@ def truth(
         errors.print(f"Only {subsets} subsets: the intervals will be wide; 100 are usual.")
     with progress() as report, reported(cache, job, report) as (report, finish):
         made = engine.truth(build_id, subsets, seeds, report=report)
+        if then_evaluate:
+            alike = [one["build"] for one in engine.comparable(build_id)]
+            engine.evaluate_all(alike, made.id, report)
         finish(state="done", build=build_id)
     found = {"truth": made.id, "subsets": subsets, "seeds": seeds}
     if as_json:
@@ -327,10 +333,13 @@ def evaluate(
     ] = "",
     cache: Cache = CACHE,
     as_json: AsJson = False,
+    job: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:
     """How well builds predict retraining (LDS, with its interval), and what they cost."""
     engine = open_engine(cache)
-    rows = [engine.evaluate(build_id, truth_id) for build_id in build_ids]
+    with progress() as report, reported(cache, job, report) as (report, finish):
+        rows = engine.evaluate_all(build_ids, truth_id, report)
+        finish(state="done", build=build_ids[0])
     if as_json:
         return show_json(rows)
     table = Table("build", "ensemble", "estimator", "LDS", "95 %", "training", "query", "index")

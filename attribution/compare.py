@@ -4,10 +4,35 @@ Axes: M members, I networks, D views (masks, adapters, snapshots, ...) of each, 
 S subsets of the training set, k hits.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
 
 import numpy as np
+
+from . import strategies
+from .records import BuildSpec
+
+Who = TypeVar("Who")
+STORED = ("checkpoints", "features", "index", "queries")
+REACH = 4  # how many times as many networks or views a forecast is made for
+NEARLY = 0.01  # of LDS, too little to pay for
+
+
+def attributing(summary: Mapping[str, Any]) -> float:
+    """Seconds from trained networks to an index."""
+    return sum(summary["seconds"][stage] for stage in ("basis", "features", "fit"))
+
+
+COSTS: Mapping[str, Callable[[Mapping[str, Any]], float]] = {
+    "total seconds": lambda s: s["seconds"]["train"] + attributing(s),
+    "training seconds": lambda s: s["seconds"]["train"],
+    "attribution seconds": attributing,
+    "seconds a query": lambda s: s["seconds"]["query"],
+    "FLOPs": lambda s: s["flops"]["train"] + s["flops"]["features"],
+    "bytes of the index": lambda s: s["bytes"]["index"],
+    "bytes of all": lambda s: sum(s["bytes"][part] for part in STORED),
+}  # of a build, from its summary
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +49,22 @@ class Variance:
         """Share of the variance of an ensemble's prediction that is common, (T,)."""
         noise_T = self.network_T / networks + self.view_T / (networks * views)
         return self.common_T / np.maximum(self.common_T + noise_T, 1e-30)
+
+    @property
+    def between_networks(self) -> float:
+        """Share of a single member's noise that is between networks, over all tests."""
+        return self._share(self.network_T, self.network_T + self.view_T)
+
+    @property
+    def noise(self) -> float:
+        """Share of the variance of a single member's prediction that is noise, over all tests."""
+        noise_T = self.network_T + self.view_T
+        return self._share(noise_T, noise_T + self.common_T)
+
+    @staticmethod
+    def _share(part_T: np.ndarray, whole_T: np.ndarray) -> float:
+        """Mean over tests, because each has a scale of its own."""
+        return float(np.divide(part_T, whole_T, np.zeros_like(whole_T), where=whole_T > 0).mean())
 
 
 def variance(predicted_MTS: np.ndarray, networks: int) -> Variance | None:
@@ -74,28 +115,76 @@ class Plan:
 
 
 def plans(
-    summary: dict, lds_T: np.ndarray, found: Variance, sizes: Sequence[tuple[int, int]]
+    summary: Mapping[str, Any],
+    lds_T: np.ndarray,
+    found: Variance,
+    sizes: Sequence[tuple[int, int]],
 ) -> Iterator[Plan]:
     """Forecast and cost of ensembles like `summary`'s of other sizes (networks, views).
 
-    Costs go with the number of networks (training, checkpoints) or of members (the rest; the
-    index alone stays as it is).
+    Costs go with the number of networks (training, checkpoints, directions) or of members (the
+    rest; the index alone stays as it is). Fine-tunes and adapters are members that are trained.
     """
-    seconds, stored = summary["seconds"], summary["bytes"]
+    seconds, stored, spec = summary["seconds"], summary["bytes"], summary["spec"]
+    tuned, lora = spec["finetunes"], spec["lora"]
+    passes = tuned * spec["finetune_epochs"] + spec["adapters"] * lora["epochs"] * lora["share"]
+    own_training = passes / (spec["epochs"] + passes)  # share of the training that is a member's
+    own_bytes = tuned / (1 + tuned)
+    own_basis = float(bool(tuned or spec["adapters"] or spec["snapshots"] or spec["draws"] > 1))
     members = found.networks * found.views
     for networks, views in sizes:
         by_network, by_member = networks / found.networks, networks * views / members
+        training, basis, weights = (
+            (1 - own) * by_network + own * by_member for own in (own_training, own_basis, own_bytes)
+        )
         yield Plan(
             networks=networks,
             views=views,
             lds=forecast(lds_T, found, networks, views),
-            seconds=by_network * (seconds["train"] + seconds["basis"])
+            seconds=training * seconds["train"]
+            + basis * seconds["basis"]
             + by_member * (seconds["features"] + seconds["fit"]),
             query_seconds=by_member * seconds["query"],
-            bytes=by_network * stored["checkpoints"]
+            bytes=weights * stored["checkpoints"]
             + by_member * (stored["features"] + stored["queries"])
             + stored["index"],
         )
+
+
+def difference(now: Plan, then: Plan) -> Plan:
+    """What `then` has more of."""
+    names = [field.name for field in fields(Plan)]
+    return Plan(**{name: getattr(then, name) - getattr(now, name) for name in names})
+
+
+def sizes(spec: BuildSpec, found: Variance) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Sizes (networks, views) to forecast: with more or fewer views, and with other networks.
+
+    Up to `REACH` times the measured ones. One network cannot tell what others would add.
+    """
+    axis = strategies.growing(spec)
+    step = found.views // getattr(spec, axis) if axis else found.views
+    most = REACH * found.views if axis else found.views
+    by_view = [(found.networks, v) for v in range(step, most + 1, step)]
+    networks = REACH * found.networks if found.networks > 1 else 1
+    return by_view, [(i, found.views) for i in range(1, networks + 1)]
+
+
+def around(spec: BuildSpec, found: Variance) -> list[tuple[int, int]]:
+    """Every size that combines those of `sizes`."""
+    by_view, by_network = sizes(spec, found)
+    return [(i, v) for i, _ in by_network for _, v in by_view]
+
+
+def advised(offers: Sequence[tuple[Who, Plan]], budget: float) -> tuple[Who, Plan] | None:
+    """The cheapest of the plans within `budget` seconds whose LDS is `NEARLY` the best there.
+
+    None where nothing is within the budget.
+    """
+    within = [offer for offer in offers if offer[1].seconds <= budget]
+    best = max((plan.lds for _, plan in within), default=0.0)
+    enough = [offer for offer in within if offer[1].lds >= best - NEARLY]
+    return min(enough, key=lambda offer: offer[1].seconds, default=None)
 
 
 def pareto(costs: Sequence[float], values: Sequence[float]) -> list[int]:
@@ -112,3 +201,29 @@ def overlap(a_Tk: np.ndarray, b_Tk: np.ndarray) -> np.ndarray:
     """Share of the top k that two ensembles have in common, (T,)."""
     pairs = zip(a_Tk.tolist(), b_Tk.tolist(), strict=True)
     return np.array([len(set(a) & set(b)) / len(a) for a, b in pairs])
+
+
+def agreement(tops: Sequence[np.ndarray]) -> np.ndarray:
+    """Mean overlap of each pair of ensembles, (B, B), from the top k of each, (T, k)."""
+    found_BB = np.eye(len(tops))
+    for a in range(len(tops)):
+        for b in range(a):
+            found_BB[a, b] = found_BB[b, a] = overlap(tops[a], tops[b]).mean()
+    return found_BB
+
+
+def disagreement(a_Tk: np.ndarray, b_Tk: np.ndarray) -> list[tuple[int, int]]:
+    """(test, hits in common) of every test, those that two ensembles agree least on first."""
+    common_T = np.rint(overlap(a_Tk, b_Tk) * a_Tk.shape[1]).astype(int)
+    return [(int(t), int(common_T[t])) for t in np.argsort(common_T, kind="stable")]
+
+
+def common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Hits that two lists have in common."""
+    return len(set(a) & set(b))
+
+
+def flips(a: Sequence[float], b: Sequence[float]) -> list[int]:
+    """Positions at which one is above zero and the other below, the largest product first."""
+    product = np.asarray(a) * np.asarray(b)
+    return [int(j) for j in np.argsort(product, kind="stable") if product[j] < 0]

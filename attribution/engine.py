@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -71,6 +71,7 @@ KIND_OF = {
 }
 SPREAD_QUERIES = 16  # queries on which the index's understatement of the spread is measured
 SPREAD_HITS = 16
+Kept = TypeVar("Kept")
 TOP = 50  # hits of each test example by which ensembles are compared
 
 
@@ -83,6 +84,8 @@ class Engine:
         self.store = Store(cache)
         self.decisions = Decisions(self.workspace / "decisions.sqlite")
         self._opened: OrderedDict[str, Build] = OrderedDict()
+        self._tops: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._variances: OrderedDict[str, Variance | None] = OrderedDict()
         self._lock = threading.Lock()
 
     def builds(self) -> list[dict[str, Any]]:
@@ -152,7 +155,10 @@ class Engine:
 
     def truths(self, build: "Build") -> list[Artifact]:
         """The ground truths that apply to a build, most networks first."""
-        run = replace(build.recipe, snapshots=0)
+        return self._truths(build.recipe)
+
+    def _truths(self, recipe: RunSpec) -> list[Artifact]:
+        run = replace(recipe, snapshots=0)
         found = [a for a in self.store.all("truth") if not differing(run, truth_spec(a).run)]
         return sorted(found, key=lambda a: truth_spec(a).subsets * truth_spec(a).seeds)[::-1]
 
@@ -179,54 +185,72 @@ class Engine:
 
         made_by = {"build": build_id, "truth": chosen.manifest["id"]}
         made = self.store.make("evaluation", name, fill, made_by)
-        spec = truth_spec(chosen)
-        return {
-            "build": build_id,
-            "ensemble": build.summary["ensemble"],
-            "estimator": build.spec.estimator.name,
-            "members": build.summary["members"],
-            "lds": float(made.array("lds").mean()),
-            "lds_low": made.manifest["low"],
-            "lds_high": made.manifest["high"],
-            "ceiling": made.manifest["ceiling"],
-            "truth": chosen.manifest["id"],
-            "subsets": spec.subsets,
-            "seeds": spec.seeds,
-            "seconds": build.summary["seconds"],
-            "flops": build.summary["flops"],
-            "bytes": build.summary["bytes"],
-        }
+        return row(build.summary, chosen, made)
+
+    def evaluate_all(
+        self, build_ids: Sequence[str], truth_id: str = "", report: Report = silent
+    ) -> list[dict[str, Any]]:
+        """`evaluate` for each build, with one progress over the members of all."""
+        counts = [self.open(build_id).summary["members"] for build_id in build_ids]
+        rows, total = [], sum(counts)
+        for j, build_id in enumerate(build_ids):
+            before = sum(counts[:j])
+
+            def further(stage: str, done: int, of: int, before: int = before) -> None:
+                report("evaluate", before + done, total)
+
+            rows.append(self.evaluate(build_id, truth_id, further))
+        report("evaluate", total, total)
+        return rows
 
     def comparable(self, build_id: str) -> list[dict[str, Any]]:
         """Summaries of the builds on the same data and network as this one, it included."""
-        mine = self.open(build_id)
-        run = replace(mine.recipe, snapshots=0)
+        run = replace(self.open(build_id).recipe, snapshots=0)
         found = []
-        for summary in self.builds():
+        for artifact in self.store.all("build"):
             try:
-                other = self.open(summary["build"])
-                alike = not differing(run, replace(other.recipe, snapshots=0))
+                other = recipe(self.store, artifact)
             except UserError:  # a damaged one is told on the page of builds
                 continue
-            if alike:
-                found.append(summary)
+            if not differing(run, replace(other, snapshots=0)):
+                found.append(dict(artifact.manifest["summary"]))
         return found
 
     def evaluated(self, build_id: str) -> dict[str, Any] | None:
         """What `evaluate` found, if it has been run; computes nothing."""
-        build = self.open(build_id)
-        for chosen in self.truths(build):
+        build = found(self.store, "build", build_id)
+        for chosen in self._truths(recipe(self.store, build)):
             name = content_id("evaluation", build_id, chosen.manifest["id"])
             if self.store.has("evaluation", name):
-                return self.evaluate(build_id, chosen.manifest["id"])
+                made = found(self.store, "evaluation", name)
+                return row(build.manifest["summary"], chosen, made)
         return None
+
+    def compared(self, build_id: str) -> list[dict[str, Any]]:
+        """A row for each of `comparable`: its summary, and where it was evaluated `evaluated`.
+
+        Without an evaluation "lds" is None.
+        """
+        return [
+            summary | (self.evaluated(summary["build"]) or {"lds": None})
+            for summary in self.comparable(build_id)
+        ]
+
+    def top(self, build_id: str, k: int) -> np.ndarray:
+        """`Build.top`, remembered when the build itself has been put away."""
+        return recalled(self._tops, build_id, lambda: self.open(build_id).top(TOP))[:, :k]
 
     def variance(self, build_id: str, truth_id: str) -> tuple[np.ndarray, Variance | None]:
         """LDS of each test example (T,), and how the members' predictions vary."""
         made = self.store.find("evaluation", content_id("evaluation", build_id, truth_id))
         assert made is not None, "evaluate first"
-        networks = self.open(build_id).summary["models"]
-        return made.array("lds"), variance(made.array("predicted", memory_map=True), networks)
+        networks = found(self.store, "build", build_id).manifest["summary"]["models"]
+        components = recalled(
+            self._variances,
+            made.manifest["id"],
+            lambda: variance(made.array("predicted", memory_map=True), networks),
+        )
+        return made.array("lds"), components
 
     def _truth_for(self, build: "Build", truth_id: str) -> Artifact:
         if not truth_id:
@@ -253,9 +277,9 @@ class Engine:
             )
         return named
 
-    def start(self, options: list[str]) -> str:
-        """Start ``attribution build`` with these options as a process of its own; its job id."""
-        return jobs.start(self.cache, options)
+    def start(self, options: list[str], command: str = "build") -> str:
+        """Start ``attribution COMMAND`` with these options as a process of its own; its job id."""
+        return jobs.start(self.cache, options, command)
 
     def jobs(self) -> list[jobs.Job]:
         return jobs.all_jobs(self.cache)
@@ -711,7 +735,7 @@ class Build:
     @property
     def recipe(self) -> RunSpec:
         """How its networks were trained; the seed is the first one's."""
-        return RunSpec(**self._part("run", self._networks[0]).manifest["made_by"])
+        return recipe(self.store, found(self.store, "build", self.id))
 
     def tests(self) -> pd.DataFrame:
         """One row a test example: label, predicted, confidence (of the predicted), correct."""
@@ -1012,6 +1036,41 @@ def fresh(whole: Projected, member: Member, some: Examples, estimator: Estimator
 
 def seen(whole: Projected, member: Member) -> View:
     return whole.view(member.mask, member.p, member.shared)
+
+
+def recipe(store: Store, build: Artifact) -> RunSpec:
+    """How the networks of a build were trained; the seed is the first one's."""
+    return RunSpec(**found(store, "run", build.manifest["networks"][0]).manifest["made_by"])
+
+
+def row(summary: dict[str, Any], truth: Artifact, evaluation: Artifact) -> dict[str, Any]:
+    """What `Engine.evaluate` returns."""
+    spec = truth_spec(truth)
+    return {
+        "build": summary["build"],
+        "ensemble": summary["ensemble"],
+        "estimator": summary["estimator"],
+        "members": summary["members"],
+        "lds": float(evaluation.array("lds").mean()),
+        "lds_low": evaluation.manifest["low"],
+        "lds_high": evaluation.manifest["high"],
+        "ceiling": evaluation.manifest["ceiling"],
+        "truth": truth.manifest["id"],
+        "subsets": spec.subsets,
+        "seeds": spec.seeds,
+        "seconds": summary["seconds"],
+        "flops": summary["flops"],
+        "bytes": summary["bytes"],
+    }
+
+
+def recalled(kept: OrderedDict[str, Kept], name: str, make: Callable[[], Kept]) -> Kept:
+    """What `make` gives, remembered under a content id."""
+    if name not in kept:
+        kept[name] = make()
+        while len(kept) > 100:
+            kept.popitem(last=False)
+    return kept[name]
 
 
 def unique(artifacts: Iterable[Artifact]) -> list[Artifact]:

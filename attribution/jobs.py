@@ -1,8 +1,8 @@
-"""Builds started from the browser: processes of their own, with a status file each.
+"""Commands started from the browser: processes of their own, with a status file each.
 
-A job is the folder ``jobs/<id>/`` of the cache: ``request.json`` (the options), ``status.json``
-(written by the process as it goes), ``log.txt``. It survives the tab and the server. A process
-that died without saying so is noticed by its number and start time.
+A job is the folder ``jobs/<id>/`` of the cache: ``request.json`` (command and options),
+``status.json`` (written by the process as it goes), ``log.txt``. It survives the tab and the
+server. A process that died without saying so is noticed by its number and start time.
 """
 
 import json
@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from .records import Report, UserError
+from .records import Report, UserError, known
 from .store import is_id, writable
 
 State = Literal["running", "done", "failed", "cancelled"]
+COMMANDS = ("build", "truth", "evaluate")  # that take --job
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,7 @@ class Job:
 
     id: str
     state: State
+    command: str = "build"
     stage: str = "starting"
     done: int = 0
     total: int = 0
@@ -40,18 +42,19 @@ class Job:
     options: tuple[str, ...] = ()
 
 
-def start(cache: Path, options: list[str]) -> str:
-    """Start ``python -m attribution build`` with `options`, detached; returns the job's id."""
+def start(cache: Path, options: list[str], command: str = "build") -> str:
+    """Start ``python -m attribution COMMAND`` with `options`, detached; returns the job's id."""
+    known("command", command, COMMANDS, "the first word")
     job_id = secrets.token_hex(6)
     cache = cache.absolute()  # the process starts in another folder
     place = cache / "jobs" / job_id
     with writable(cache):
         place.mkdir(parents=True)
-        command = [sys.executable, "-m", "attribution", "build", *options]
-        command += ["--cache", str(cache), "--job", job_id]
+        words = [sys.executable, "-m", "attribution", command, *options]
+        words += ["--cache", str(cache), "--job", job_id]
         with (place / "log.txt").open("wb") as log:
             process = subprocess.Popen(
-                command,
+                words,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -60,7 +63,8 @@ def start(cache: Path, options: list[str]) -> str:
             )
         write(place / "process.json", {"pid": process.pid, "began": began(process.pid)})
         # Last, because a job exists once it has a request.
-        write(place / "request.json", {"options": options, "created": time.time()})
+        request = {"command": command, "options": options, "created": time.time()}
+        write(place / "request.json", request)
     # Reaped when it ends, so that a finished job does not linger as a zombie that looks alive.
     threading.Thread(target=process.wait, daemon=True).start()
     return job_id
@@ -77,31 +81,23 @@ def all_jobs(cache: Path) -> list[Job]:
 
 def _job(place: Path, request: dict[str, Any]) -> Job:
     status = read(place / "status.json")
-    options = tuple(request.get("options", ()))
-    known = {k: status[k] for k in ("stage", "done", "total", "seconds", "left") if k in status}
+    facts: dict[str, Any] = {
+        "id": place.name,
+        "command": request.get("command", "build"),
+        "options": tuple(request.get("options", ())),
+    }
+    facts |= {k: status[k] for k in ("stage", "done", "total", "seconds", "left") if k in status}
     state = status.get("state", "running")
     if state == "running" and not alive(place):
         if (place / "cancelled").exists():
-            return Job(id=place.name, state="cancelled", options=options, **known)
+            return Job(state="cancelled", **facts)
         status = read(place / "status.json")  # it may have ended in between
         state = status.get("state", "running")
         if state == "running":
             lines = log_text(place).strip().splitlines()
-            return Job(
-                id=place.name,
-                state="failed",
-                error=lines[-1] if lines else "the process ended without a word",
-                options=options,
-                **known,
-            )
-    return Job(
-        id=place.name,
-        state=state,
-        build=status.get("build"),
-        error=status.get("error", ""),
-        options=options,
-        **known,
-    )
+            error = lines[-1] if lines else "the process ended without a word"
+            return Job(state="failed", error=error, **facts)
+    return Job(state=state, build=status.get("build"), error=status.get("error", ""), **facts)
 
 
 def log(cache: Path, job_id: str) -> str:
@@ -117,7 +113,7 @@ def log_text(place: Path, size: int = 20_000) -> str:
 
 
 def cancel(cache: Path, job_id: str) -> None:
-    """End a running job; what it has finished so far stays and is used by the next build."""
+    """End a running job; what it has finished so far stays and is used by the next."""
     place = place_of(cache, job_id)
     if not alive(place):
         return

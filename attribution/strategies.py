@@ -8,6 +8,7 @@ asked to see beside them.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from .records import BuildSpec, Checkpoint, Member, UserError
@@ -24,6 +25,7 @@ STRATEGIES: Mapping[str, Mapping[str, Any]] = {
 }
 AXES = ("finetunes", "snapshots", "adapters", "masks", "draws", "blocks")
 ABSENT = {"draws": 1, "blocks": 1}  # an axis of one; the others are absent at 0
+ALIKE = ("masks", "adapters", "finetunes", "draws")  # views that differ by chance alone
 
 
 def axes(strategy: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,6 +108,72 @@ def under(spec: BuildSpec, mask: int | None) -> dict[str, Any]:
     if mask is None:
         return {}
     return {"mask": mask, "p": spec.p, "shared": spec.shared_masks}
+
+
+def growing(spec: BuildSpec) -> str | None:
+    """The axis that views are added to: one whose views are alike, so that noise averages out.
+
+    None where there is none: more snapshots or blocks are other ones, masks for q no members.
+    """
+    used = [axis for axis in ALIKE if getattr(spec, axis) > ABSENT.get(axis, 0)]
+    if spec.forward_only:
+        used = [axis for axis in used if axis != "masks"]
+    return used[0] if used else None
+
+
+def views(spec: BuildSpec) -> int:
+    """Members of each network."""
+    weights = spec.finetunes or spec.adapters or spec.snapshots or 1
+    return len(members(spec, [Checkpoint(run_id="")] * weights))
+
+
+def resized(spec: BuildSpec, networks: int, count: int) -> BuildSpec:
+    """The same ensemble of so many networks with `count` views of each, by its `growing` axis."""
+    axis = growing(spec)
+    if axis is None:
+        return replace(spec, models=networks)
+    of_each = views(spec) // getattr(spec, axis)
+    return replace(spec, models=networks, **{axis: count // of_each})
+
+
+def options(spec: BuildSpec) -> list[str]:
+    """What `attribution build` takes to make `spec`."""
+    blank = BuildSpec()
+    usual = axes(spec.strategy, {}) | {growing(spec): None}  # which is always said
+    given: list[tuple[str, Any, Any]] = [
+        ("data", spec.data.name, None),
+        ("noise", spec.data.noise, blank.data.noise),
+        ("noise-kind", spec.data.noise_kind, blank.data.noise_kind),
+        ("noise-seed", spec.data.noise_seed, blank.data.noise_seed),
+        ("model", spec.model, None),
+        ("width", spec.width, blank.width),
+        ("epochs", spec.epochs, blank.epochs),
+        ("strategy", spec.strategy, None),
+        ("models", spec.models, None),
+        *((axis, getattr(spec, axis), usual[axis]) for axis in AXES),
+        ("dropout", spec.p, blank.p),
+        ("finetune-epochs", spec.finetune_epochs, blank.finetune_epochs),
+        ("rank", spec.lora.rank, blank.lora.rank),
+        ("alpha", spec.lora.alpha, blank.lora.alpha),
+        ("targets", ",".join(spec.lora.targets), ""),
+        ("lora-epochs", spec.lora.epochs, blank.lora.epochs),
+        ("lora-rate", spec.lora.learning_rate, blank.lora.learning_rate),
+        ("lora-share", spec.lora.share, blank.lora.share),
+        ("estimator", spec.estimator.name, blank.estimator.name),
+        ("basis", spec.features.basis, blank.features.basis),
+        ("dims", dims(spec), dims(blank)),
+        ("damping", spec.estimator.damping, blank.estimator.damping),
+        ("q-power", spec.estimator.q_power, None),
+        ("index-dims", spec.index_dims, blank.index_dims),
+        ("seed", spec.seed, blank.seed),
+    ]
+    found = [word for name, value, left in given if value != left for word in (f"--{name}", value)]
+    found += ["--relative"] * spec.estimator.relative + ["--shared-masks"] * spec.shared_masks
+    return [f"{word:g}" if isinstance(word, float) else str(word) for word in found]
+
+
+def dims(spec: BuildSpec) -> str:
+    return f"{spec.features.ka}x{spec.features.kg}"
 
 
 def words(spec: BuildSpec) -> str:
