@@ -32,7 +32,7 @@ from .gradients import Site
 from .members import example_keys
 from .metrics import detection
 from .mislabels import suspects
-from .models import code_id, inputs, network
+from .models import check_name, code_id, inputs, network
 from .records import (
     Answer,
     BuildSpec,
@@ -145,6 +145,7 @@ def check(spec: BuildSpec) -> None:
     known("strategy", spec.strategy, STRATEGIES, "--strategy")
     known("estimator", spec.estimator.name, tuple(ESTIMATORS), "--estimator")
     known("basis", spec.features.basis, ("own", "random"), "--basis")
+    check_name(spec.model)
     limits: list[tuple[str, float, float, float]] = [
         ("--models", spec.models, 1, 1000),
         ("--epochs", spec.epochs, 1, 100_000),
@@ -251,7 +252,8 @@ class Making:
 
     def features(self, member: Member, done: int, total: int) -> Artifact:
         """One member's features of all training and test examples, for the given labels."""
-        sites_id = self.sites_id(member.run_id)
+        self.report("features", done, total)
+        sites_id = self.sites(member.run_id).manifest["id"]
 
         def fill(draft: Draft) -> None:
             whole = self.projected(member.run_id)
@@ -264,17 +266,21 @@ class Making:
                 draft.array(f"{name}_margin", made.margin_N.numpy())
                 draft.note(**{f"{name}_scale": scale})
 
-        self.report("features", done, total)
         name = content_id("features", self.data.id, sites_id, member)
         made_by = {"data": self.data.id, "sites": sites_id, **asdict(member)}
         return self.store.make("features", name, fill, made_by)
 
+    @cached_property
+    def blocks(self) -> list[Artifact]:
+        """The features of each member."""
+        members = self.members
+        made = [self.features(m, j, len(members)) for j, m in enumerate(members)]
+        self.report("features", len(members), len(members))
+        return made
+
     def index(self) -> Artifact:
         """The compressed index, and the query vectors of every test example."""
-        members = self.members
-        self.report("features", 0, len(members))
-        blocks = [self.features(m, j, len(members)) for j, m in enumerate(members)]
-        self.report("features", len(members), len(members))
+        members, blocks = self.members, self.blocks
         predicted_T = self.test_probs().argmax(1)
         wrong = np.flatnonzero(predicted_T != self.data.test.labels_N)
         spec = self.spec
@@ -353,8 +359,7 @@ class Making:
     def summarise(self, draft: Draft, build_id: str, index: Artifact) -> None:
         """The build's summary, and what it is made of."""
         spec, data = self.spec, self.data
-        members = self.members
-        blocks = [self.features(m, j, len(members)) for j, m in enumerate(members)]
+        members, blocks = self.members, self.blocks
         places = [self.sites(r.manifest["id"]) for r in self.runs]
         probs_TC = self.test_probs()
         correct_T = probs_TC.argmax(1) == data.test.labels_N

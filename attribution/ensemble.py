@@ -20,7 +20,9 @@ from . import index as indexes
 from .data import example_ids
 from .estimators import q
 from .features import Block, Examples, Projected, block, projected
+from .gradients import frozen
 from .members import example_keys
+from .models import first_line
 from .records import EstimatorSpec, FeatureSpec, UserError
 
 
@@ -83,7 +85,7 @@ class Index:
         A positive score is a proponent's. One member at a time: T * N numbers are held twice, and
         the test features of one member.
         """
-        test = loaded(test_set)
+        test = loaded(test_set, self.ensemble.networks[0])
         total_TN = torch.zeros(len(test), len(self.weight_N))
         for white, asked, train in zip(
             self.exact.whitenings,
@@ -104,7 +106,9 @@ class Index:
                 wanted=f"a number from 1 to {len(self.weight_N)}, the training set",
                 next_step="choose another k",
             )
-        blocks = member_blocks(self.ensemble, self.wholes, loaded(test_set))
+        blocks = member_blocks(
+            self.ensemble, self.wholes, loaded(test_set, self.ensemble.networks[0])
+        )
         return self.exact.search(self.exact.query([b.phi_NK for b in blocks]), k, opponents)
 
 
@@ -119,7 +123,7 @@ def build_index(
     Holds N * M * K numbers in memory twice over; the command line's `build` streams them.
     """
     features, estimator = features or FeatureSpec(), estimator or EstimatorSpec()
-    train = loaded(train_set)
+    train = loaded(train_set, ensemble.networks[0])
     masked = ensemble.masks != (None,)
     wholes = tuple(projected(n, train, features, masked) for n in ensemble.networks)
     blocks = tuple(member_blocks(ensemble, wholes, train))
@@ -137,13 +141,36 @@ def member_blocks(
             yield block(whole.view(mask, ensemble.p), examples, whole.projections)
 
 
-def loaded(some: Dataset) -> Examples:
-    """All of a data set as tensors; an example's mask follows from its content."""
-    pairs = list(DataLoader(some, batch_size=256))
+def loaded(some: Dataset, network: nn.Module) -> Examples:
+    """All of a data set as tensors; an example's mask follows from its content.
+
+    Raises `UserError` unless they are finite, fit the network, and have one of its classes each.
+    """
+    # A generator of its own: a loader draws a seed, from the global stream if it has to.
+    pairs = list(DataLoader(some, batch_size=256, generator=torch.Generator()))
     if not pairs:
-        raise UserError(
-            found="an empty data set", wanted="examples", next_step="pass a non-empty one"
-        )
+        raise data_error("an empty data set")
+    if any(not isinstance(pair, (list, tuple)) or len(pair) != 2 for pair in pairs):
+        raise data_error("a data set whose examples are not pairs")
     x_N, y_N = torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
+    if x_N.is_floating_point() and not torch.isfinite(x_N).all():
+        raise data_error("inputs that are not finite numbers")
+    try:
+        with frozen(network), torch.no_grad():
+            classes = network(x_N[:2]).shape[1]
+    except Exception as error:  # whatever a network may raise, it is one sentence
+        raise data_error(f"inputs that the network fails on ({first_line(error)})") from error
+    if y_N.dim() != 1 or y_N.is_floating_point() or y_N.is_complex():
+        raise data_error(f"labels of type {y_N.dtype} and shape {tuple(y_N.shape)}")
+    if y_N.min() < 0 or y_N.max() >= classes:
+        raise data_error(f"labels from {y_N.min()} to {y_N.max()} for {classes} classes")
     keys_N = example_keys(example_ids(x_N.numpy()))
     return Examples(x_N, torch.from_numpy(keys_N.copy()), y_N.long())
+
+
+def data_error(found: str) -> UserError:
+    return UserError(
+        found=found,
+        wanted="a torch Dataset of pairs (x, y), y a whole number below the number of classes",
+        next_step="pass the data set that the networks were trained on, or one like it",
+    )

@@ -86,11 +86,10 @@ def _job(place: Path, request: dict[str, Any]) -> Job:
         status = read(place / "status.json")  # it may have ended in between
         state = status.get("state", "running")
         if state == "running":
-            lines = log_text(place).strip().splitlines()
             return Job(
                 id=place.name,
                 state="failed",
-                error=lines[-1] if lines else "the process ended without a word",
+                error=last_words(log_text(place)),
                 options=options,
                 **known,
             )
@@ -102,6 +101,15 @@ def _job(place: Path, request: dict[str, Any]) -> Job:
         options=options,
         **known,
     )
+
+
+def last_words(text: str) -> str:
+    """Why a process ended that kept no account of it, from what it printed."""
+    for line in reversed(text.splitlines()):
+        words = line.strip(" \t│╭╮╰╯─")
+        if words and not words.endswith("..."):  # a stage that had begun
+            return words
+    return "the process ended without a word; it was killed, or the machine went down"
 
 
 def log(cache: Path, job_id: str) -> str:
