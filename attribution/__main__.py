@@ -368,8 +368,7 @@ def scores(
         scores_TN = opened.scores(report)
     buffer = BytesIO()
     np.save(buffer, scores_TN, allow_pickle=False)
-    with writing(output):
-        output.write_bytes(buffer.getbuffer())
+    write_whole(output, buffer.getvalue())
     found = {"file": str(output), "test": scores_TN.shape[0], "train": scores_TN.shape[1]}
     if as_json:
         return show_json(found)
@@ -396,8 +395,7 @@ def export(
     engine = open_engine(cache, workspace)
     opened = engine.open(build_id)
     decided = engine.decisions.in_force(opened.data_id)
-    with writing(output):
-        output.write_text(decisions_csv(opened, decided))
+    write_whole(output, decisions_csv(opened, decided).encode())
     if as_json:
         return show_json({"file": str(output), "decisions": len(decided)})
     out.print(f"{output}: {len(opened.train_ids)} examples, {len(decided)} decisions.")
@@ -510,10 +508,15 @@ def reported(cache: Path, job: str, then: Report) -> Iterator[tuple[Report, Any]
         raise
 
 
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file the user asked for: all of it, or the one that was there stays."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        yield
+        try:
+            temporary.write_bytes(content)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
             found=f"{path} cannot be written ({os.strerror(error.errno or 0).lower()})",

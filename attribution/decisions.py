@@ -65,7 +65,7 @@ class Decisions:
             verdict=verdict,
             label=label,
             reviewer=reviewer,
-            time=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            time=now(),
             build_id=build_id,
             evidence=evidence,
         )
@@ -127,8 +127,10 @@ class Decisions:
 
     def _append(self, db: sqlite3.Connection, act: str, about: Decision) -> Decision:
         """Append an event; a decision comes back with the number it got."""
-        values = asdict(about) | {"time": datetime.now(UTC).isoformat(timespec="milliseconds")}
+        values = asdict(about)
         del values["seq"]
+        if act != "decide":  # when it was taken back or put back
+            values["time"] = now()
         values |= {"act": act, "of": None if act == "decide" else about.seq}
         names = ", ".join(values)
         marks = ", ".join("?" * len(values))
@@ -158,6 +160,10 @@ class Decisions:
                 wanted="a readable and writable file with room on its disk",
                 next_step="mend that, or choose another folder with --workspace",
             ) from error
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def _decision(row: tuple | list) -> Decision:

@@ -38,7 +38,7 @@ from .gradients import Site
 from .members import View, example_keys
 from .metrics import ceiling, detection, interval, lds
 from .mislabels import suspects
-from .models import code_id, inputs, network
+from .models import check_name, code_id, inputs, network
 from .records import (
     Answer,
     BuildSpec,
@@ -296,6 +296,7 @@ def check(spec: BuildSpec) -> None:
     known("strategy", spec.strategy, STRATEGIES, "--strategy")
     known("estimator", spec.estimator.name, tuple(ESTIMATORS), "--estimator")
     known("basis", spec.features.basis, ("own", "random"), "--basis")
+    check_name(spec.model)
     limits: list[tuple[str, float, float, float]] = [
         ("--models", spec.models, 1, 1000),
         ("--epochs", spec.epochs, 1, 100_000),
@@ -454,8 +455,9 @@ class Making:
 
     def features(self, member: Member, done: int, total: int) -> Artifact:
         """One member's features of all training and test examples, for the given labels."""
+        self.report("features", done, total)
         stored = replace(member, block=0, blocks=1)  # blocks share them
-        sites_id = self.sites_id(member.checkpoint, member.draw)
+        sites_id = self.sites(member.checkpoint, member.draw).manifest["id"]
 
         def fill(draft: Draft) -> None:
             whole = self.projected(member.checkpoint, member.draw)
@@ -468,14 +470,13 @@ class Making:
                 draft.array(f"{name}_margin", made.margin_N.numpy())
                 draft.note(**{f"{name}_scale": scale})
 
-        self.report("features", done, total)
         name = content_id("features", self.data.id, sites_id, stored)
         made_by = {"data": self.data.id, "sites": sites_id, **asdict(stored)}
         return self.store.make("features", name, fill, made_by)
 
     def margins(self, member: Member) -> Artifact:
         """One member's margins of the training examples, by forward passes only."""
-        sites_id = self.sites_id(member.checkpoint, member.draw)
+        sites_id = self.sites(member.checkpoint, member.draw).manifest["id"]
 
         def fill(draft: Draft) -> None:
             view = seen(self.projected(member.checkpoint, member.draw), member)

@@ -22,7 +22,9 @@ from .adapters import fitted
 from .data import example_ids
 from .estimators import asked, q
 from .features import Block, Examples, Projected, block, projected
+from .gradients import frozen
 from .members import example_keys
+from .models import first_line
 from .records import EstimatorSpec, FeatureSpec, LoraSpec, UserError
 
 
@@ -75,12 +77,12 @@ def lora_ensemble(
             wanted="at least one adapter",
             next_step="give for example adapters=5",
         )
-    spec = replace(lora or LoraSpec(), rank=rank)
-    examples = loaded(train_set)
+    spec, chosen = replace(lora or LoraSpec(), rank=rank), checked_networks(networks)
+    examples = loaded(train_set, chosen[0])
     return Ensemble(
         tuple(
             fitted(copy.deepcopy(network), spec, examples, 1000 * seed + j)
-            for network in checked_networks(networks)
+            for network in chosen
             for j in range(adapters)
         )
     )
@@ -114,7 +116,7 @@ class Index:
         A positive score is a proponent's. One member at a time: T * N numbers are held twice, and
         the test features of one member.
         """
-        test = loaded(test_set)
+        test = loaded(test_set, self.ensemble.networks[0])
         total_TN = torch.zeros(len(test), len(self.exact.weight_N))
         for white, test_block, train in zip(
             self.exact.whitenings,
@@ -122,8 +124,8 @@ class Index:
             self.train_blocks,
             strict=True,
         ):
-            phi_TK = features(test_block, self.estimator)
-            total_TN += white(phi_TK) @ white(features(train, self.estimator)).mT
+            phi_TK = taken(test_block, self.estimator)
+            total_TN += white(phi_TK) @ white(taken(train, self.estimator)).mT
         return total_TN.mul_(self.exact.weight_N / len(self.train_blocks)).numpy()
 
     def search(
@@ -136,33 +138,35 @@ class Index:
                 wanted=f"a number from 1 to {len(self.exact.weight_N)}, the training set",
                 next_step="choose another k",
             )
-        blocks = member_blocks(self.ensemble, self.wholes, loaded(test_set))
+        blocks = member_blocks(
+            self.ensemble, self.wholes, loaded(test_set, self.ensemble.networks[0])
+        )
         return self.exact.search(
-            self.exact.query([features(b, self.estimator) for b in blocks]), k, opponents
+            self.exact.query([taken(b, self.estimator) for b in blocks]), k, opponents
         )
 
 
 def build_index(
     ensemble: Ensemble,
     train_set: Dataset,
-    projection: FeatureSpec | None = None,
+    features: FeatureSpec | None = None,
     estimator: EstimatorSpec | None = None,
 ) -> Index:
     """Featurize `train_set`, any torch Dataset of (x, y), by every member, and fit the index.
 
     Holds N * M * K numbers in memory twice over; the command line's `build` streams them.
     """
-    projection, estimator = projection or FeatureSpec(), estimator or EstimatorSpec()
-    train = loaded(train_set)
+    features, estimator = features or FeatureSpec(), estimator or EstimatorSpec()
+    train = loaded(train_set, ensemble.networks[0])
     masked = ensemble.masks != (None,)
-    wholes = tuple(projected(n, train, projection, masked) for n in ensemble.networks)
+    wholes = tuple(projected(n, train, features, masked) for n in ensemble.networks)
     blocks = tuple(member_blocks(ensemble, wholes, train))
     q_N = torch.stack([q(b.margin_N) for b in blocks]).mean(0)
-    exact = indexes.exact([features(b, estimator) for b in blocks], q_N, estimator)
+    exact = indexes.exact([taken(b, estimator) for b in blocks], q_N, estimator)
     return Index(ensemble, wholes, blocks, exact, estimator)
 
 
-def features(block: Block, estimator: EstimatorSpec) -> Tensor:
+def taken(block: Block, estimator: EstimatorSpec) -> Tensor:
     """Features of a block as the estimator takes them, (N, K)."""
     return asked(block.phi_NK, block.margin_N, estimator)
 
@@ -176,13 +180,36 @@ def member_blocks(
             yield block(whole.view(mask, ensemble.p), examples, whole.projections)
 
 
-def loaded(some: Dataset) -> Examples:
-    """All of a data set as tensors; an example's mask follows from its content."""
-    pairs = list(DataLoader(some, batch_size=256))
+def loaded(some: Dataset, network: nn.Module) -> Examples:
+    """All of a data set as tensors; an example's mask follows from its content.
+
+    Raises `UserError` unless they are finite, fit the network, and have one of its classes each.
+    """
+    # A generator of its own: a loader draws a seed, from the global stream if it has to.
+    pairs = list(DataLoader(some, batch_size=256, generator=torch.Generator()))
     if not pairs:
-        raise UserError(
-            found="an empty data set", wanted="examples", next_step="pass a non-empty one"
-        )
+        raise data_error("an empty data set")
+    if any(not isinstance(pair, (list, tuple)) or len(pair) != 2 for pair in pairs):
+        raise data_error("a data set whose examples are not pairs")
     x_N, y_N = torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
+    if x_N.is_floating_point() and not torch.isfinite(x_N).all():
+        raise data_error("inputs that are not finite numbers")
+    try:
+        with frozen(network), torch.no_grad():
+            classes = network(x_N[:2]).shape[1]
+    except Exception as error:  # whatever a network may raise, it is one sentence
+        raise data_error(f"inputs that the network fails on ({first_line(error)})") from error
+    if y_N.dim() != 1 or y_N.is_floating_point() or y_N.is_complex():
+        raise data_error(f"labels of type {y_N.dtype} and shape {tuple(y_N.shape)}")
+    if y_N.min() < 0 or y_N.max() >= classes:
+        raise data_error(f"labels from {y_N.min()} to {y_N.max()} for {classes} classes")
     keys_N = example_keys(example_ids(x_N.numpy()))
     return Examples(x_N, torch.from_numpy(keys_N.copy()), y_N.long())
+
+
+def data_error(found: str) -> UserError:
+    return UserError(
+        found=found,
+        wanted="a torch Dataset of pairs (x, y), y a whole number below the number of classes",
+        next_step="pass the data set that the networks were trained on, or one like it",
+    )

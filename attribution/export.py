@@ -22,7 +22,7 @@ def decisions_csv(build: "Build", decisions: dict[str, Decision]) -> str:
     is quoted with an apostrophe.
     """
     out = StringIO()
-    writer = csv.writer(out, lineterminator="\n")
+    writer = csv.writer(out)  # lines end as RFC 4180 says, so that a lone \r in a name is quoted
     writer.writerow(COLUMNS)
     names = build.classes
     for train_id, row in build.mislabels().sort_index().iterrows():

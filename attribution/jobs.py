@@ -94,10 +94,17 @@ def _job(place: Path, request: dict[str, Any]) -> Job:
         status = read(place / "status.json")  # it may have ended in between
         state = status.get("state", "running")
         if state == "running":
-            lines = log_text(place).strip().splitlines()
-            error = lines[-1] if lines else "the process ended without a word"
-            return Job(state="failed", error=error, **facts)
+            return Job(state="failed", error=last_words(log_text(place)), **facts)
     return Job(state=state, build=status.get("build"), error=status.get("error", ""), **facts)
+
+
+def last_words(text: str) -> str:
+    """Why a process ended that kept no account of it, from what it printed."""
+    for line in reversed(text.splitlines()):
+        words = line.strip(" \t│╭╮╰╯─")
+        if words and not words.endswith("..."):  # a stage that had begun
+            return words
+    return "the process ended without a word; it was killed, or the machine went down"
 
 
 def log(cache: Path, job_id: str) -> str:

@@ -6,10 +6,10 @@ classifiers, and ``FILE.py:FUNCTION`` is the user's own.
 """
 
 import hashlib
-import importlib.util
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -118,23 +118,23 @@ def network(name: str, data: Dataset, width: float, seed: int) -> nn.Module:
     Raises `UserError` for an unknown name, a file that fails, or a network that does not turn a
     batch of the data into (B, C) logits.
     """
+    check_name(name)
     channels, size, classes = channels_of(data), data.train.images.shape[1], len(data.classes)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if name in MODELS:
-            made = MODELS[name](channels, size, classes, width)
-        elif name.startswith("timm:"):
-            made = _timm(name[5:], channels, size, classes)
-        elif name.startswith("torchvision:"):
-            made = _torchvision(name[12:], classes)
-        elif ".py:" in name:
-            made = _from_file(name)
-        else:
-            known("network", name, NAMES, "--model")
     try:
-        with torch.no_grad():
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(seed)
+            if name in MODELS:
+                made = MODELS[name](channels, size, classes, width)
+            elif name.startswith("timm:"):
+                made = _timm(name[5:], channels, size, classes)
+            elif name.startswith("torchvision:"):
+                made = _torchvision(name[12:], classes)
+            else:
+                made = _from_file(name)
             shape = tuple(made.eval()(inputs(name, data, data.train.images[:2])).shape)
-    except Exception as error:  # whatever a network may raise, it is told in one sentence
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever a network may raise, it is one sentence
         raise UserError(
             found=f"network {name!r} fails on images of {size} x {size} "
             f"({type(error).__name__}: {first_line(error)})",
@@ -150,16 +150,32 @@ def network(name: str, data: Dataset, width: float, seed: int) -> nn.Module:
     return made
 
 
-def _timm(name: str, channels: int, size: int, classes: int) -> nn.Module:
-    import timm  # here, because it takes seconds and most builds need none of it
+def check_name(name: str) -> None:
+    """Raise `UserError` unless `name` is a network's, or names a file that is there."""
+    if name.startswith("timm:"):
+        import timm  # here, because it takes seconds and most builds need none of it
 
-    if name not in timm.list_models():
-        near = timm.list_models(f"{name[:6]}*")[:8]
-        raise UserError(
-            found=f"unknown timm network {name!r}",
-            wanted=f"one of {', '.join(near)}, ..." if near else "a name of timm.list_models()",
-            next_step="choose one with --model timm:NAME",
-        )
+        if name[5:] not in timm.list_models():
+            near = timm.list_models(f"{name[5:11]}*")[:8]
+            raise UserError(
+                found=f"unknown timm network {name[5:]!r}",
+                wanted=f"one of {', '.join(near)}, ..." if near else "a name of timm.list_models()",
+                next_step="choose one with --model timm:NAME",
+            )
+    elif name.startswith("torchvision:"):
+        import torchvision  # here, as timm
+
+        names = tuple(torchvision.models.list_models(module=torchvision.models))
+        known("torchvision network", name[12:], names, "--model torchvision:NAME")
+    elif ".py:" in name:
+        code_id(name)
+    else:
+        known("network", name, NAMES, "--model")
+
+
+def _timm(name: str, channels: int, size: int, classes: int) -> nn.Module:
+    import timm
+
     options: dict[str, Any] = {"num_classes": classes, "in_chans": channels}
     try:
         return timm.create_model(name, img_size=size, **options)
@@ -168,10 +184,8 @@ def _timm(name: str, channels: int, size: int, classes: int) -> nn.Module:
 
 
 def _torchvision(name: str, classes: int) -> nn.Module:
-    import torchvision  # here, as timm
+    import torchvision
 
-    names = tuple(torchvision.models.list_models(module=torchvision.models))
-    known("torchvision network", name, names, "--model torchvision:NAME")
     options = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
     return torchvision.models.get_model(name, weights=None, num_classes=classes, **options)
 
@@ -200,15 +214,14 @@ def code_id(name: str) -> str:
 
 def _from_file(name: str) -> nn.Module:
     """The module that FUNCTION of FILE.py returns. Runs the user's code, on the user's word."""
-    code_id(name)
     file, _, function = name.rpartition(":")
     path = Path(file)
     wanted = f"a function {function}() in it that returns a torch.nn.Module"
+    module = ModuleType(path.stem)
+    module.__file__ = str(path)
     try:
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        # Compiled here: an import would leave bytecode beside the file, and may take old one.
+        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
         made = getattr(module, function)()
     except (Exception, SystemExit) as error:  # the user's own code may raise anything
         raise UserError(

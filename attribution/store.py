@@ -27,7 +27,6 @@ from safetensors.torch import load_file, save
 
 from .records import FORMAT, UserError
 
-KINDS = ("pixels", "data", "run", "sites", "features", "index", "build")
 REBUILD = "remove that folder and run the same `build` again, which makes what is missing"
 
 
