@@ -112,8 +112,8 @@ def jobs(was_busy: bool) -> None:
         with st.container(border=True):
             words, action = st.columns([5, 2], vertical_alignment="center")
             words.markdown(f"{MARKS[job.state]} {span(job.seconds)}")
-            options = " ".join(job.options) or "default settings"
-            words.caption(f"`{job.command if job.command != 'build' else ''} {options}`")
+            command = [] if job.command == "build" else [job.command]
+            words.caption(f"`{' '.join([*command, *job.options]) or 'default settings'}`")
             if job.state == RUNNING:
                 if action.button("Cancel", key=f"cancel_{job.id}", width="stretch"):
                     engine().cancel(job.id)

@@ -14,7 +14,7 @@ from pages.parts import charts
 from pages.parts.asked import chosen_test, pick, question, test_grid
 from pages.parts.grid import consume, notice
 from pages.parts.jobs import RUNNING, bar
-from pages.parts.opened import build_command, build_or_stop, engine, ensemble_name
+from pages.parts.opened import build_or_stop, command_line, engine, ensemble_name
 from pages.parts.thumbs import inline
 from pages.parts.trouble import guarded
 from pages.parts.words import readable, size, span
@@ -182,8 +182,10 @@ def measuring(build: Build, rows: list[Row]) -> None:
         )
         if subsets < 10:
             words.caption("With fewer than 10 the interval will be too wide to tell builds apart.")
+        options = [build.id, "--subsets", str(subsets), "--seeds", str(count), "--evaluate"]
+        words.caption("Or in a terminal:")
+        words.code(command_line(["truth", *options]), language="bash", wrap_lines=True)
         if action.button("Measure fidelity", type="primary", key="measure", width="stretch"):
-            options = [build.id, "--subsets", str(subsets), "--seeds", str(count), "--evaluate"]
             engine().start(options, "truth")
             st.rerun()
 
@@ -549,7 +551,7 @@ def budget(known: list[Row]) -> None:
             f"measured here and up to {compare.REACH} times their size."
         )
         options = strategies.options(wanted)
-        st.code(build_command(options), language="bash", wrap_lines=True)
+        st.code(command_line(["build", *options]), language="bash", wrap_lines=True)
         if st.button("Start this build", key="start_advised"):
             engine().start(options)
             st.switch_page("pages/builds.py")

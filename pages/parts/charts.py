@@ -115,6 +115,7 @@ def fidelity(
     `front` are the rows that no other beats, by cost. Names stand in a column on the right, joined
     with their points: points of one network lie too close for labels of their own.
     """
+    number = ".3~g" if "seconds" in cost else ".3~s"
     height = max(370, LABEL * len(rows) + 40)
     least, most = min(one["cost"] for one in rows), max(one["cost"] for one in rows)
     left, right = least / 1.25, most * 1.25
@@ -130,7 +131,7 @@ def fidelity(
         "type": "quantitative",
         "title": f"{cost} (log scale)",
         "scale": {"type": "log", "domain": [left, right], "nice": False},
-        "axis": {"grid": False, "tickCount": 6, "format": "~g" if "seconds" in cost else "~s"},
+        "axis": {"grid": False, "tickCount": 6, "format": number},
     }
     y = {
         "field": "lds",
@@ -295,7 +296,7 @@ def agreement(names: list[str], share_BB: np.ndarray, k: int) -> None:
                     **at,
                     "text": {"field": "share", "format": ".0%"},
                     "color": {
-                        "condition": {"test": "datum.share > 0.55", "value": "#ffffff"},
+                        "condition": {"test": "datum.share > 0.62", "value": "#ffffff"},
                         "value": "#1c2024",
                     },
                 },
@@ -431,7 +432,7 @@ def ranks(
         "field": "x",
         "type": "quantitative",
         "axis": None,
-        "scale": {"domain": [-0.12, len(columns) - 0.4], "nice": False, "zero": False},
+        "scale": {"domain": [-0.12, max(2, len(columns)) - 0.4], "nice": False, "zero": False},
     }
     y = {
         "field": "rank",

@@ -94,16 +94,16 @@ def no_builds() -> None:
             engine().start(["--noise", "0.1"])
             st.switch_page("pages/builds.py")
         st.caption("Or in a terminal:")
-        st.code(build_command(["--noise", "0.1"]), language="bash")
+        st.code(command_line(["build", "--noise", "0.1"]), language="bash")
 
 
-def build_command(options: list[str]) -> str:
-    """The command that makes a build with these options in this cache."""
+def command_line(words: list[str]) -> str:
+    """A command with its options, as a terminal takes it for this cache."""
     cache_dir, _ = places()
     if cache_dir.is_relative_to(Path.cwd()):
         cache_dir = cache_dir.relative_to(Path.cwd())
     where = [] if cache_dir == Path("cache") else ["--cache", str(cache_dir)]
-    return shlex.join(["python", "-m", "attribution", "build", *options, *where])
+    return shlex.join(["python", "-m", "attribution", *words, *where])
 
 
 def thumb(build: Build, split: str, position: int) -> str:
