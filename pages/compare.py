@@ -89,8 +89,8 @@ def fidelity(build: Build, rows: list[Row]) -> None:
         st.caption(
             f"Bars: 95 % intervals over {known[0]['subsets']} random halves, each retrained on "
             f"with {known[0]['seeds']} seeds. The stepped line joins the builds that no other "
-            "beats in both. Colours are strategies. A picture of any chart is in the menu above "
-            "it, on the right."
+            "beats in both. Colours are strategies. Point at a chart for its menu: as a picture "
+            "(PNG), full screen."
         )
     table(rows)
 
@@ -155,15 +155,19 @@ def measuring(build: Build, rows: list[Row]) -> None:
     if any(job.state == RUNNING for job in mine):
         st.fragment(guarded(watch), run_every=1.0)(ids)
         return
-    if mine and mine[0].error:
-        st.error(mine[0].error, icon=":material/error:")
-    missing = [one["build"] for one in rows if one["lds"] is None]
+    truths = [truth.manifest["id"] for truth in engine().truths(build)]
+    missing = [one["build"] for one in rows if one.get("truth") not in truths[:1]]
     if not missing:
         return
+    if mine and mine[0].error:
+        st.error(mine[0].error, icon=":material/error:")
     with st.container(border=True):
         words, action = st.columns([4, 1], vertical_alignment="center")
-        if engine().truths(build):
-            words.write(f"{len(missing)} of {len(rows)} builds are not evaluated yet.")
+        if truths:
+            words.write(
+                f"{len(missing)} of {len(rows)} builds are not evaluated on the largest ground "
+                "truth yet."
+            )
             if action.button("Evaluate", type="primary", key="evaluate", width="stretch"):
                 engine().start(missing, "evaluate")
                 st.rerun()
