@@ -97,7 +97,7 @@ STRATEGIES = {
     "draws": "#7f8896",
     "blocks": "#1a9db8",
 }  # legible on white and on black
-GREY, RED = "#868d98", "#d6453a"
+GREY = "#868d98"
 LABEL = 17  # pixels of height that a label takes
 
 
