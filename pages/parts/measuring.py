@@ -1,4 +1,4 @@
-"""How fidelity is measured, in the background: ground truth, then the evaluation of builds by it."""
+"""How fidelity is measured, in the background: ground truth, then the builds by it."""
 
 from typing import Any
 
