@@ -17,6 +17,7 @@ Who = TypeVar("Who")
 STORED = ("checkpoints", "features", "index", "queries")
 REACH = 4  # how many times as many networks or views a forecast is made for
 NEARLY = 0.01  # of LDS, too little to pay for
+HANDFUL = {"masks": 20}  # views added at a time; 5 of other kinds
 
 
 def attributing(summary: Mapping[str, Any]) -> float:
@@ -151,6 +152,18 @@ def plans(
         )
 
 
+def measured(row: Mapping[str, Any]) -> Plan:
+    """An evaluated build as it is: a row of `Engine.compared`."""
+    return Plan(
+        networks=row["models"],
+        views=row["members"] // row["models"],
+        lds=row["lds"],
+        seconds=COSTS["total seconds"](row),
+        query_seconds=row["seconds"]["query"],
+        bytes=COSTS["bytes of all"](row),
+    )
+
+
 def difference(now: Plan, then: Plan) -> Plan:
     """What `then` has more of."""
     names = [field.name for field in fields(Plan)]
@@ -165,9 +178,31 @@ def sizes(spec: BuildSpec, found: Variance) -> tuple[list[tuple[int, int]], list
     axis = strategies.growing(spec)
     step = found.views // getattr(spec, axis) if axis else found.views
     most = REACH * found.views if axis else found.views
-    by_view = [(found.networks, v) for v in range(step, most + 1, step)]
+    by_view = [(found.networks, step * n) for n in spaced(most // step, found.views // step)]
     networks = REACH * found.networks if found.networks > 1 else 1
-    return by_view, [(i, found.views) for i in range(1, networks + 1)]
+    return by_view, [(i, found.views) for i in spaced(networks, found.networks)]
+
+
+def spaced(most: int, among: int) -> list[int]:
+    """Some of the numbers from 1 to `most`, farther apart the larger; `among` is one of them."""
+    return sorted({among, *np.geomspace(1, most, 14).round().astype(int).tolist()})
+
+
+def more(spec: BuildSpec, found: Variance) -> list[tuple[int, str, tuple[int, int]]]:
+    """(how many, of what, the size then): a handful of views and one network more.
+
+    The views only where the ensemble has an axis for them, the network only where there are two
+    to tell by.
+    """
+    offers = []
+    axis = strategies.growing(spec)
+    if axis:
+        count = HANDFUL.get(axis, 5)
+        of_each = found.views // getattr(spec, axis)
+        offers.append((count, axis, (found.networks, found.views + count * of_each)))
+    if found.networks > 1:
+        offers.append((1, "network", (found.networks + 1, found.views)))
+    return offers
 
 
 def around(spec: BuildSpec, found: Variance) -> list[tuple[int, int]]:
@@ -176,12 +211,12 @@ def around(spec: BuildSpec, found: Variance) -> list[tuple[int, int]]:
     return [(i, v) for i, _ in by_network for _, v in by_view]
 
 
-def advised(offers: Sequence[tuple[Who, Plan]], budget: float) -> tuple[Who, Plan] | None:
-    """The cheapest of the plans within `budget` seconds whose LDS is `NEARLY` the best there.
+def advised(offers: Sequence[tuple[Who, Plan]], minutes: float) -> tuple[Who, Plan] | None:
+    """The cheapest of the plans within the time whose LDS is `NEARLY` the best there.
 
-    None where nothing is within the budget.
+    None where nothing is within the time.
     """
-    within = [offer for offer in offers if offer[1].seconds <= budget]
+    within = [offer for offer in offers if offer[1].seconds <= 60 * minutes]
     best = max((plan.lds for _, plan in within), default=0.0)
     enough = [offer for offer in within if offer[1].lds >= best - NEARLY]
     return min(enough, key=lambda offer: offer[1].seconds, default=None)
@@ -227,3 +262,11 @@ def flips(a: Sequence[float], b: Sequence[float]) -> list[int]:
     """Positions at which one is above zero and the other below, the largest product first."""
     product = np.asarray(a) * np.asarray(b)
     return [int(j) for j in np.argsort(product, kind="stable") if product[j] < 0]
+
+
+def siblings(
+    mine: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], axis: str
+) -> list[Mapping[str, Any]]:
+    """The rows of `Engine.compared` that differ from `mine` at most in the size of an axis."""
+    alike = {**mine["spec"], axis: 0}
+    return [row for row in rows if {**row["spec"], axis: 0} == alike]

@@ -72,6 +72,7 @@ KIND_OF = {
 SPREAD_QUERIES = 16  # queries on which the index's understatement of the spread is measured
 SPREAD_HITS = 16
 Kept = TypeVar("Kept")
+OPEN = 6  # builds kept open: a page's own, four beside it, and one more
 TOP = 50  # hits of each test example by which ensembles are compared
 
 
@@ -105,7 +106,7 @@ class Engine:
                         next_step="run `python -m attribution list`, or `build` to make one",
                     )
                 self._opened[build_id] = Build(self.store, artifact)
-                while len(self._opened) > 4:
+                while len(self._opened) > OPEN:
                     self._opened.popitem(last=False)
             return self._opened[build_id]
 

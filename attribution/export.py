@@ -1,8 +1,10 @@
-"""Decisions in forms that other tools read."""
+"""Decisions and comparisons in forms that other tools read."""
 
 import csv
 from io import StringIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
 
 from .records import Decision
 
@@ -37,6 +39,12 @@ def decisions_csv(build: "Build", decisions: dict[str, Decision]) -> str:
         ]  # fmt: skip
         writer.writerow([harmless(v) for v in values])
     return out.getvalue()
+
+
+def comparison_csv(rows: list[dict[str, Any]]) -> str:
+    """One row a build of `Engine.compared`, every fact in a column of its own."""
+    flat = pd.json_normalize(rows, sep="_")
+    return flat.map(harmless).to_csv(index=False, lineterminator="\n")
 
 
 def harmless(value: object) -> object:

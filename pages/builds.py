@@ -4,11 +4,11 @@ import streamlit as st
 
 from pages.parts.builds_table import builds_table
 from pages.parts.grid import notice
+from pages.parts.jobs import RUNNING, bar
 from pages.parts.opened import engine, head
 from pages.parts.trouble import guarded
 from pages.parts.words import span
 
-RUNNING = "running"
 MARKS = {
     "running": ":blue-badge[running]",
     "done": ":green-badge[done]",
@@ -101,7 +101,7 @@ def form() -> None:
 
 
 def jobs(was_busy: bool) -> None:
-    """The builds that were started here, newest first."""
+    """What was started here, newest first."""
     found = engine().jobs()
     if was_busy != any(job.state == RUNNING for job in found):
         st.rerun()  # the whole page: its table and its polling change
@@ -112,22 +112,18 @@ def jobs(was_busy: bool) -> None:
         with st.container(border=True):
             words, action = st.columns([5, 2], vertical_alignment="center")
             words.markdown(f"{MARKS[job.state]} {span(job.seconds)}")
-            words.caption(f"`{' '.join(job.options) or 'default settings'}`")
+            command = [] if job.command == "build" else [job.command]
+            words.caption(f"`{' '.join([*command, *job.options]) or 'default settings'}`")
             if job.state == RUNNING:
                 if action.button("Cancel", key=f"cancel_{job.id}", width="stretch"):
                     engine().cancel(job.id)
                     st.rerun(scope="fragment")
-                left = f" · about {span(job.left)} left" if job.left is not None else ""
-                st.progress(
-                    job.done / job.total if job.total else 0.0,
-                    text=f"{job.stage or 'starting'}: {job.done} of {job.total}{left}"
-                    if job.total
-                    else "starting",
-                )
+                bar(job)
             elif job.state == "done" and job.build:
                 if action.button("Open", key=f"open_{job.id}", width="stretch", type="primary"):
                     st.session_state["build"] = job.build
-                    st.switch_page("pages/explain.py", query_params={"build": job.build})
+                    page = "explain" if job.command == "build" else "compare"
+                    st.switch_page(f"pages/{page}.py", query_params={"build": job.build})
             if job.error:
                 st.error(job.error, icon=":material/error:")
             # A constant title: another one each second would close it again.

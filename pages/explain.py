@@ -5,25 +5,24 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from attribution.engine import Build
-from attribution.records import Answer, Hit, UserError
+from attribution.records import Hit
 from pages.parts import charts
+from pages.parts.asked import card, chosen_test, forget_test, pick, question, test_grid
 from pages.parts.grid import (
     class_keys,
     consume,
     decide,
     grid,
     notice,
-    subject,
     undo,
     verdicts,
 )
-from pages.parts.opened import DOUBT, build_or_stop, thumb
+from pages.parts.opened import DOUBT, build_or_stop
 from pages.parts.thumbs import inline
 from pages.parts.trouble import guarded
 from pages.parts.words import readable
 
 HITS = 12  # of each kind
-PAGE = 120  # test thumbnails at a time
 ANY = "any"
 FILTERS = ("label", "predicted")
 
@@ -43,11 +42,6 @@ def main() -> None:
 def show(build: Build, found: pd.DataFrame, left: DeltaGenerator, right: DeltaGenerator) -> None:
     """Thumbnails and answer: a click reruns this, and neither the filter nor the page's head."""
 
-    def pick(action: dict) -> None:
-        if action.get("type") == "pick" and isinstance(action.get("id"), int):
-            st.session_state["test"] = action["id"]
-            st.session_state["target"] = "predicted"
-
     def on_hit(action: dict) -> None:
         if action.get("type") == "undo":
             undo(build)
@@ -58,35 +52,13 @@ def show(build: Build, found: pd.DataFrame, left: DeltaGenerator, right: DeltaGe
     consume("hits", on_hit)
     test_id = chosen_test(build, found)
     with left:
-        pages = -(-len(found) // PAGE)
-        page = st.pagination(pages, key="tests_page") if pages > 1 else 1
-        here = found.iloc[(page - 1) * PAGE : page * PAGE]
-        tests = {
-            "label": "Test predictions",
-            "items": [test_item(build, *one) for one in here.itertuples()],
-            "empty": "No prediction is like that. Widen the filter above.",
-        }
-        grid("tests", pick, kind="pick", tile=66, selected=test_id, groups=[tests])
+        test_grid(build, found, test_id, "No prediction is like that. Widen the filter above.")
     with right:
         notice()
         if test_id is None:
             st.info("Choose a prediction on the left.")
         else:
             explain(build, test_id, on_hit)
-
-
-def test_item(
-    build: Build, test_id: int, label: int, predicted: int, confidence: float, correct: bool
-) -> dict:
-    given, said = build.classes[label], build.classes[predicted]
-    return {
-        "id": test_id,
-        "src": thumb(build, "test", test_id),
-        "alt": f"Test image {test_id}",
-        "caption": given if correct else f"{given} → {said}",
-        "correct": bool(correct),
-        "note": f"{confidence:.0%}",
-    }
 
 
 def filtered(build: Build) -> pd.DataFrame:
@@ -151,43 +123,6 @@ def by_hand() -> None:
     forget_test()
 
 
-def forget_test() -> None:
-    """Another filter shows its own first prediction."""
-    st.session_state["test"] = None
-    st.session_state["target"] = "predicted"
-
-
-def chosen_test(build: Build, found: pd.DataFrame) -> int | None:
-    """The test image that was clicked, or the link's, or the first that the filter lets through."""
-    if "test" not in st.session_state:
-        forget_test()
-        follow_link(build)
-    chosen = st.session_state["test"]
-    if chosen not in build.tests().index:  # of another build
-        chosen = None
-    return int(found.index[0]) if chosen is None and len(found) else chosen
-
-
-def follow_link(build: Build) -> None:
-    """Take test image and target from the address; of a bad one only a notice remains."""
-    text = st.query_params.get("test")
-    if text is None:
-        return
-    target = st.query_params.get("target", "predicted")
-    try:
-        if not text.isdecimal():
-            raise UserError(
-                found=f"test id {text!r} in the address",
-                wanted=f"a position from 0 to {len(build.test_labels_T) - 1}",
-                next_step="choose a prediction on the left",
-            )
-        build.query(int(text), 1, target)
-    except UserError as error:
-        st.session_state["notice"] = str(error)
-        return
-    st.session_state.update(test=int(text), target=target)
-
-
 def explain(build: Build, test_id: int, on_hit) -> None:
     """The chosen prediction and the hits of the class that the question is about."""
     target = st.session_state.get("target", "predicted")
@@ -241,67 +176,6 @@ def explain(build: Build, test_id: int, on_hit) -> None:
         f"band reaches zero, or members disagree. A dashed label is itself in doubt. Pick a "
         f"training image to keep, relabel or drop it."
     )
-
-
-def card(build: Build, answer: Answer) -> None:
-    """The test image, large, with its probabilities."""
-    probs_C = build.probs_TC[answer.test_id]
-    top = [int(c) for c in (-probs_C).argsort()[:5]]
-    if answer.label not in top:
-        top[-1] = answer.label
-    right = answer.label == answer.predicted
-    tone = {answer.label: "label", answer.predicted: "label" if right else "predicted"}
-    subject(
-        "subject",
-        src=inline(build, "test", answer.test_id),
-        alt=f"Test image {answer.test_id}",
-        title=f"Test image {answer.test_id}",
-        facts=[
-            (f"Predicted {build.classes[answer.predicted]}", "right" if right else "wrong"),
-            (f"Labelled {build.classes[answer.label]}", "right" if right else ""),
-        ],
-        bars=[
-            {
-                "name": build.classes[c],
-                "value": float(probs_C[c]),
-                "text": f"{probs_C[c]:.1%}",
-                "tone": tone.get(c, ""),
-            }
-            for c in top
-        ],
-    )
-
-
-def question(build: Build, answer: Answer) -> str:
-    """Which class the question is about, as `Build.query` takes it."""
-    first = list(dict.fromkeys([answer.predicted, answer.label]))
-    options = first + [c for c in range(len(build.classes)) if c not in first]
-
-    def words(c: int) -> str:
-        name = build.classes[c]
-        if c == answer.predicted:
-            return f"Why {name}?"
-        return f"Why not {name}, its label?" if c == answer.label else name
-
-    key = f"question_{build.id}_{answer.test_id}"
-    control = st.pills if len(options) <= 12 else st.selectbox
-    default = (
-        {"default": answer.target}
-        if control is st.pills
-        else {"index": options.index(answer.target)}
-    )
-    picked = control(
-        "Question",
-        options,
-        format_func=words,
-        key=key,
-        label_visibility="collapsed",
-        required=True,
-        **default,
-    )
-    if picked == answer.predicted:
-        return "predicted"
-    return "label" if picked == answer.label else str(picked)
 
 
 def hit_item(build: Build, hit: Hit, suspect: pd.Series, times: float) -> dict:

@@ -14,7 +14,17 @@ from PIL import Image
 from playwright.sync_api import Browser, Page
 
 FOLDER = ROOT / "docs" / "screenshots"
-PAGES = ("overview", "explain", "review", "builds")
+COMPARE = "compare?view="
+PAGES = {
+    "overview": "",
+    "explain": "explain",
+    "review": "review",
+    "compare": "compare",
+    "compare-side-by-side": f"{COMPARE}side+by+side",
+    "compare-agreement": f"{COMPARE}agreement",
+    "compare-advice": f"{COMPARE}advice",
+    "builds": "builds",
+}  # name of the picture, and address
 KEYS = ("Enter", "Enter", "k", "Enter", "x", "Enter", "Enter")
 SIZES = ((1280, 800), (1920, 1080))
 
@@ -41,7 +51,7 @@ def shoot(browser: Browser, url: str, name: str, kind: str) -> None:
                 viewport={"width": width, "height": height}, color_scheme=scheme
             )
             page = context.new_page()
-            page.goto(f"{url}/{'' if name == 'overview' else name}")
+            page.goto(f"{url}/{PAGES[name]}")
             settle(page)
             if name == "review" and kind == "full":
                 decide(page)
@@ -65,7 +75,7 @@ def main() -> None:
     parser.add_argument("--only", choices=PAGES)
     given = parser.parse_args()
     FOLDER.mkdir(parents=True, exist_ok=True)
-    names = (given.only,) if given.only else PAGES
+    names = (given.only,) if given.only else tuple(PAGES)
     with tempfile.TemporaryDirectory() as folder, chromium() as browser:
         places = {"full": given.cache.absolute(), "empty": Path(folder) / "cache"}
         for kind, cache in places.items():

@@ -223,3 +223,17 @@ def test_a_build_is_started_and_cancelled_from_the_browser(
     page.get_by_role("button", name="Cancel").click()
     expect(page.get_by_text("cancelled", exact=True)).to_be_visible(timeout=20_000)
     assert engine.jobs()[0].state == "cancelled"
+
+
+def test_ensembles_are_compared_and_the_picture_taken_away(page: Page, url: str) -> None:
+    page.goto(f"{url}/compare?build=nonsense")
+    expect(page.get_by_text("no build 'nonsense'")).to_be_visible()
+    page.goto(f"{url}/compare?view=side+by+side")
+    chart = page.get_by_test_id("stVegaLiteChart")
+    expect(chart).to_be_visible()
+    page.locator(".st-key-tests .tile").nth(3).click()
+    expect(page).to_have_url(re.compile("view=side.*test="))
+    chart.hover()
+    with page.expect_download() as download:
+        page.get_by_role("button", name=re.compile("^Download as PNG")).click()
+    assert Path(download.value.path()).read_bytes().startswith(b"\x89PNG")

@@ -6,6 +6,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from apptest import APP, act, at_place, element, fine, items, page
 from conftest import Tiny
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
@@ -18,19 +19,11 @@ from pages.parts import opened
 from pages.parts.thumbs import ROUTES
 from pages.parts.words import readable, size, span
 
-APP = str(Path(__file__).parents[1] / "app.py")
-
 
 @pytest.fixture
 def place(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tiny:
     """The tiny build with a workspace of the test's own, as the app finds them."""
     return at_place(Tiny(tiny.cache, tmp_path, tiny.build), monkeypatch)
-
-
-def at_place(place: Tiny, monkeypatch: pytest.MonkeyPatch) -> Tiny:
-    monkeypatch.setenv(opened.CACHE, str(place.cache))
-    monkeypatch.setenv(opened.WORKSPACE, str(place.workspace))
-    return place
 
 
 @pytest.fixture
@@ -41,42 +34,6 @@ def engine(place: Tiny) -> Engine:
 @pytest.fixture
 def build(engine: Engine, place: Tiny) -> Build:
     return engine.open(place.build)
-
-
-def page(name: str, **query: str) -> AppTest:
-    """A page as a visitor with this address gets it."""
-    app = AppTest.from_file(APP, default_timeout=60)
-    app.run()
-    for key, value in query.items():
-        app.query_params[key] = value
-    return app if name == "overview" else app.switch_page(f"pages/{name}.py").run()
-
-
-def element(app: AppTest, key: str) -> dict:
-    """The data of one of our own elements."""
-    found = [
-        e.proto for e in app.get("bidi_component") if f"-{key}" in e.proto.id.rpartition("$$")[2]
-    ]
-    assert len(found) == 1, f"{key}: {[e.proto.id for e in app.get('bidi_component')]}"
-    return json.loads(found[0].json)
-
-
-def items(app: AppTest, key: str, group: int = 0) -> list[dict]:
-    data = element(app, key)
-    return data["groups"][group]["items"] if "groups" in data else data["items"]
-
-
-def act(app: AppTest, key: str, *actions: dict) -> AppTest:
-    """What the browser does: put numbered actions into the element's state, and rerun."""
-    data = element(app, key)
-    numbered = [{**a, "seq": data["ack"] + i + 1} for i, a in enumerate(actions)]
-    app.session_state[key] = {"queue": {"epoch": data["epoch"], "actions": numbered}}
-    return app.run()
-
-
-def fine(app: AppTest) -> AppTest:
-    assert not app.exception and not app.error, (app.exception, app.error)
-    return app
 
 
 def test_overview_shows_the_build_and_its_surest_mistakes(build: Build) -> None:

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from .opened import engine, members
+from .opened import engine
 from .words import size, span
 
 
@@ -15,7 +15,8 @@ def builds_table(key: str) -> None:
                 "data": one["data"],
                 "wrong on purpose": one["noise"],
                 "network": one["model"],
-                "ensemble": members(one),
+                "ensemble": one["ensemble"],
+                "estimator": one["estimator"],
                 "accuracy": one["accuracy"],
                 "time": span(sum(one["seconds"].values())),
                 "size": size(sum(one["bytes"].values())),

@@ -69,14 +69,16 @@ def head(place: DeltaGenerator, title: str, about: str) -> None:
 def build_name(summary: dict[str, Any]) -> str:
     """What a person calls a build: its data, network, members and age."""
     noise = f" with {summary['noise']:.0%} wrong labels" if summary["noise"] else ""
-    ensemble = members(summary)
-    return f"{summary['data']}{noise} · {summary['model']} · {ensemble} · {summary['build'][:6]}"
+    return (
+        f"{summary['data']}{noise} · {summary['model']} · {ensemble_name(summary)} · "
+        f"{summary['build'][:6]}"
+    )
 
 
-def members(summary: dict[str, Any]) -> str:
-    """The ensemble in words."""
-    networks = f"{summary['models']} network{'s' if summary['models'] > 1 else ''}"
-    return f"{networks} × {summary['masks']} masks" if summary["masks"] else networks
+def ensemble_name(summary: dict[str, Any]) -> str:
+    """What a person calls an ensemble among those on the same data and network."""
+    relative = " relative" if summary["spec"]["estimator"]["relative"] else ""
+    return f"{summary['ensemble']}, {summary['estimator']}{relative}"
 
 
 def no_builds() -> None:
@@ -92,16 +94,16 @@ def no_builds() -> None:
             engine().start(["--noise", "0.1"])
             st.switch_page("pages/builds.py")
         st.caption("Or in a terminal:")
-        st.code(build_command(), language="bash")
+        st.code(command_line(["build", "--noise", "0.1"]), language="bash")
 
 
-def build_command() -> str:
-    """The command that builds the demo into this cache."""
+def command_line(words: list[str]) -> str:
+    """A command with its options, as a terminal takes it for this cache."""
     cache_dir, _ = places()
     if cache_dir.is_relative_to(Path.cwd()):
         cache_dir = cache_dir.relative_to(Path.cwd())
-    where = "" if cache_dir == Path("cache") else f" --cache {shlex.quote(str(cache_dir))}"
-    return f"python -m attribution build --noise 0.1{where}"
+    where = [] if cache_dir == Path("cache") else ["--cache", str(cache_dir)]
+    return shlex.join(["python", "-m", "attribution", *words, *where])
 
 
 def thumb(build: Build, split: str, position: int) -> str:

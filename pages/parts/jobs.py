@@ -1,0 +1,20 @@
+"""Commands that run in the background, as pages show them."""
+
+import streamlit as st
+
+from attribution.jobs import Job
+
+from .words import span
+
+RUNNING = "running"
+
+
+def bar(job: Job) -> None:
+    """How far a running job is, and how long it will take."""
+    left = f" · about {span(job.left)} left" if job.left is not None else ""
+    st.progress(
+        job.done / job.total if job.total else 0.0,
+        text=f"{job.stage or 'starting'}: {job.done} of {job.total}{left}"
+        if job.total
+        else "starting",
+    )
