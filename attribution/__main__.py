@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 import typer
@@ -34,10 +34,11 @@ from .records import (
 app = typer.Typer(
     name="attribution",
     help="Find the training examples behind every prediction, and the labels that are wrong.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+# typer keeps the base of its usage errors to itself.
+USAGE = cast(type[typer.BadParameter], typer.BadParameter.__base__)
 errors = Console(stderr=True)
 out = Console()
 
@@ -529,7 +530,17 @@ def main() -> None:
     """Run a command: exit 2 with a sentence for a user's mistake, 1 with a log otherwise."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     try:
-        app()
+        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
+    except USAGE as error:
+        told = UserError(
+            found=error.format_message().rstrip("."),
+            wanted="what its help describes",
+            next_step=f"see `{error.ctx.command_path if error.ctx else 'attribution'} --help`",
+        )
+        errors.print(f"error: {told}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except typer.Abort:
+        sys.exit(1)
     except UserError as error:
         errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)

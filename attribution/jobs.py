@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -126,7 +127,8 @@ def cancel(cache: Path, job_id: str) -> None:
         return
     with writable(cache):
         (place / "cancelled").touch()
-    os.killpg(read(place / "process.json")["pid"], signal.SIGTERM)
+    with suppress(ProcessLookupError):  # it may have ended by itself just now
+        os.killpg(read(place / "process.json")["pid"], signal.SIGTERM)
 
 
 def place_of(cache: Path, job_id: str) -> Path:

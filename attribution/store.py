@@ -217,7 +217,7 @@ def writable(root: Path) -> Iterator[None]:
         yield
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        free = "a full disk" if full else f"{os.strerror(error.errno or 0).lower()}"
+        free = "a full disk" if full else (error.strerror or str(error)).lower()
         raise UserError(
             found=f"the cache {root} cannot be written ({free})",
             wanted="a folder with room that this user may write to",

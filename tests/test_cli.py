@@ -1,0 +1,481 @@
+"""The command line: its JSON, its exit codes, and one sentence for each mistake.
+
+Whole processes where the process matters; else the real `main`, which starts in milliseconds.
+"""
+
+import json
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import pytest
+import typer
+from conftest import Tiny
+
+from attribution.__main__ import app, main
+from attribution.engine import Engine
+
+ROOT = Path(__file__).parents[1]
+# What the tiny build of conftest was made by.
+TINY = "--noise 0.1 --models 2 --masks 2 --epochs 3 --dims 8x4 --index-dims 32".split()
+SMALL = "--models 1 --masks 1 --epochs 1 --width 0.1 --dims 4x2 --index-dims 8".split()
+
+
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def process(*words: object, cwd: Path = ROOT, command: tuple[str, ...] = ()) -> Ended:
+    """A command as a process of its own."""
+    command = command or (sys.executable, "-m", "attribution")
+    done = subprocess.run(
+        [*command, *map(str, words)], cwd=cwd, capture_output=True, text=True, timeout=300
+    )
+    return Ended(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """A command by `main`, in this process."""
+
+    def command(*words: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["attribution", *map(str, words)])
+        monkeypatch.setenv("COLUMNS", "250")
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return Ended(ended.value.code or 0, captured.out, captured.err)
+
+    return command
+
+
+@pytest.fixture
+def opened(tiny: Tiny):
+    return Engine(tiny.cache, tiny.workspace).open(tiny.build)
+
+
+def document(ended: Ended) -> object:
+    """The one JSON document on standard output."""
+    assert ended.code == 0, ended.err
+    return json.loads(ended.out)
+
+
+def assert_mistake(ended: Ended, found: str, wanted: str, next_step: str) -> None:
+    """Exit 2, and one sentence of three parts on standard error: found; wanted: next step."""
+    assert ended.code == 2
+    assert ended.out == ""
+    assert "Traceback" not in ended.err
+    lines = [line for line in ended.err.splitlines() if not line.endswith(" ...")]  # progress
+    assert len(lines) == 1, ended.err
+    parts = re.fullmatch(r"error: (.+?); wanted (.+): (.+?)\.", lines[0])
+    assert parts, lines
+    for part, word in zip(parts.groups(), (found, wanted, next_step), strict=True):
+        assert word in part
+
+
+# What the commands say.
+
+
+def test_a_build_by_command_is_one_json_document_and_done_the_second_time(tmp_path, run):
+    words = ("build", *SMALL, "--cache", tmp_path / "cache", "--json")
+    first = process(*words)
+    made = document(first)
+    assert set(made) == {
+        "build", "seconds", "bytes", "train", "test", "accuracy", "coverage", "already_done",
+    }  # fmt: skip
+    assert (made["train"], made["test"], made["coverage"]) == (4500, 500, 1.0)
+    assert set(made["seconds"]) == {"train", "basis", "features", "fit"}
+    assert all(s > 0 for s in made["seconds"].values())
+    assert set(made["bytes"]) == {"checkpoints", "features", "index", "queries"}
+    (rows,) = tmp_path.glob("cache/index/*/rows.faiss")
+    assert made["bytes"]["index"] == rows.stat().st_size
+    (probs,) = tmp_path.glob("cache/build/*/test_probs.npy")
+    (labels,) = tmp_path.glob("cache/pixels/*/test_labels.npy")
+    correct = np.load(probs).argmax(1) == np.load(labels)
+    assert made["accuracy"] == pytest.approx(correct.mean())
+    assert made["already_done"] is False
+    assert "features ..." in first.err  # what happens is told on the other stream
+    assert document(process(*words)) == made | {"already_done": True}
+    words = ("mislabels", made["build"], "--cache", tmp_path / "cache", "--json")
+    assert set(document(run(*words))) == {"examples"}  # no label was flipped: nothing is known
+
+
+def test_a_build_that_is_done_says_so(tiny, run):
+    ended = run("build", *TINY, "--cache", tiny.cache)
+    assert ended.code == 0
+    assert ended.out == f"Build {tiny.build} was already done: nothing to do.\n"
+
+
+def test_the_list_tells_of_each_build(tiny, run):
+    (found,) = document(run("list", "--cache", tiny.cache, "--json"))
+    assert found == Engine(tiny.cache).builds()[0]
+    assert found["build"] == tiny.build
+    assert tiny.build in run("list", "--cache", tiny.cache).out
+
+
+@pytest.mark.parametrize("cache", ["missing", "empty"])
+def test_a_missing_or_empty_cache_has_no_builds_and_stays_as_it_is(tmp_path, run, cache):
+    (tmp_path / "empty").mkdir()
+    assert document(run("list", "--cache", tmp_path / cache, "--json")) == []
+    ended = run("list", "--cache", tmp_path / cache)
+    assert ended.code == 0 and "build" in ended.out
+    assert [p.name for p in tmp_path.rglob("*")] == ["empty"]
+
+
+@pytest.mark.parametrize("opponents", [False, True])
+@pytest.mark.parametrize("target", ["label", "predicted", "3"])
+def test_a_query_is_the_engines_answer(tiny, opened, run, target, opponents):
+    test_id = int(np.flatnonzero(opened.predicted_T != opened.test_labels_T)[0])
+    words = ["query", tiny.build, test_id, "-k", 7, "--target", target, "--cache", tiny.cache]
+    words += ["--opponents"] if opponents else []
+    found = document(run(*words, "--json"))
+    assert set(found) == {"test_id", "label", "predicted", "target", "hits"}
+    answer = opened.query(test_id, 7, target)
+    hits = answer.opponents if opponents else answer.proponents
+    for name in ("test_id", "label", "predicted", "target"):
+        assert found[name] == getattr(answer, name)
+    keys = ("train_id", "score", "stderr", "agreement", "label")
+    assert found["hits"] == [{k: getattr(h, k) for k in keys} for h in hits]
+    table = run(*words)
+    assert table.code == 0 and answer.noise in table.out.replace("\n", " ")
+    shown = [int(m) for m in re.findall(r"^│ (\d+)", table.out, re.MULTILINE)]
+    assert shown == [h.train_id for h in hits]
+
+
+def test_a_query_is_about_the_label_and_has_ten_hits_unless_told_otherwise(tiny, opened, run):
+    wrong = np.flatnonzero(opened.predicted_T != opened.test_labels_T)[2]
+    found = document(run("query", tiny.build, wrong, "--cache", tiny.cache, "--json"))
+    assert found["target"] == found["label"] == opened.test_labels_T[wrong]
+    assert len(found["hits"]) == 10
+
+
+def test_mislabels_are_the_engines_ranking_and_what_is_known_of_it(tiny, opened, run):
+    words = ("mislabels", tiny.build, "--cache", tiny.cache)
+    found = document(run(*words, "-k", 30, "--json"))
+    assert set(found) == {"examples", "known"}
+    frame = opened.mislabels().head(30)
+    assert [e["train_id"] for e in found["examples"]] == frame.index.tolist()
+    for e in found["examples"]:
+        assert set(e) == {"train_id", "given_label", "suggested_label", "score", "signals"}
+        assert e["given_label"] == opened.train_labels_N[e["train_id"]] != e["suggested_label"]
+        assert set(e["signals"]) == {"training", "masks", "influence"}
+        assert all(0 <= s <= 1 for s in [e["score"], *e["signals"].values()])
+    assert set(found["known"]) == {"auc", "ap", "precision_at_k"}
+    assert found["known"] == opened.known()
+    table = run(*words)
+    assert len(re.findall(r"^│ +\d+", table.out, re.MULTILINE)) == 20
+
+
+def test_scores_are_an_array_of_float32_that_loads_without_pickle(tiny, opened, run, tmp_path):
+    path = tmp_path / "scores.npy"
+    found = document(run("scores", tiny.build, "-o", path, "--cache", tiny.cache, "--json"))
+    assert found == {"file": str(path), "test": 500, "train": 4500}
+    scores = np.load(path, allow_pickle=False)
+    assert scores.dtype == np.float32 and scores.shape == (500, 4500)
+    np.testing.assert_array_equal(scores, opened.scores())
+
+
+def test_an_export_has_a_row_for_every_training_example_and_the_decisions(tiny, run, tmp_path):
+    engine = Engine(tiny.cache, tmp_path / "workspace")
+    build = engine.open(tiny.build)
+    frame, data_id = build.mislabels(), build.data_id
+    first, second, third = frame["example_id"].head(3)
+    engine.decisions.decide(data_id, first, "relabel", label=4, reviewer="Zoë")
+    engine.decisions.decide(data_id, second, "drop")
+    engine.decisions.decide(data_id, third, "keep")
+    path = tmp_path / "labels.csv"
+    words = ("export", tiny.build, "--format", "csv", "-o", path, "--cache", tiny.cache)
+    found = document(run(*words, "--workspace", tmp_path / "workspace", "--json"))
+    assert found == {"file": str(path), "decisions": 3}
+    table = pd.read_csv(path, dtype=str, keep_default_na=False).set_index("example_id")
+    assert table["train_id"].tolist() == [str(i) for i in range(4500)]
+    assert table.loc[first, ["decision", "final_label", "reviewer"]].tolist() == [
+        "relabel", "4", "Zoë",
+    ]  # fmt: skip
+    assert table.loc[second, ["decision", "final_label"]].tolist() == ["drop", ""]
+    assert table.loc[third, "final_label"] == table.loc[third, "given_label"]
+    assert (table["decision"] == "").sum() == 4497
+
+
+def test_the_console_script_works_from_another_folder(tiny, tmp_path):
+    script = str(Path(sys.executable).with_name("probable-cause"))
+    ended = process("list", "--json", "--cache", tiny.cache, cwd=tmp_path, command=(script,))
+    assert [b["build"] for b in document(ended)] == [tiny.build]
+    assert list(tmp_path.iterdir()) == []
+
+
+def commands() -> dict[str, typer.core.TyperCommand]:
+    return typer.main.get_command(app).commands
+
+
+def test_the_commands_are_those_of_the_contract(run):
+    contract = {"app", "build", "list", "query", "mislabels", "scores", "export"}
+    assert contract <= set(commands())
+    shown = run("--help")
+    assert shown.code == 0 and all(name in shown.out for name in contract)
+
+
+@pytest.mark.parametrize("name", commands())
+def test_help_documents_every_option(run, name):
+    ended = run(name, "--help")
+    assert ended.code == 0 and ended.err == ""
+    command = commands()[name]
+    assert command.help and command.help.split("\n")[0] in ended.out
+    shown = [p for p in command.params if not getattr(p, "hidden", False)]
+    assert len(shown) > 1
+    for parameter in shown:
+        if parameter.param_type_name == "option":
+            assert all(re.search(rf"(?<![\w-]){o}(?![\w-])", ended.out) for o in parameter.opts)
+        assert parameter.help and parameter.help.rstrip(".") in ended.out, parameter.name
+
+
+# Mistakes.
+
+MISTAKES = {
+    "data": ("build --data cifar", "unknown data set 'cifar'", "mnist5k", "--data"),
+    "model": ("build {data} --model mpl", "unknown network 'mpl'", "mlp, cnn, resnet9", "--model"),
+    "timm": ("build {data} --model timm:resnet999", "'resnet999'", "resnet", "--model timm:NAME"),
+    "torchvision": (
+        "build {data} --model torchvision:resnet999", "'resnet999'", "resnet18", "--model",
+    ),
+    "strategy": ("build --strategy luck", "'luck'", "naive, dropout", "--strategy"),
+    "estimator": ("build --estimator x", "'x'", "trak, graddot, gradcos", "--estimator"),
+    "basis": ("build --basis x", "'x'", "own, random", "--basis"),
+    "noise kind": (
+        "build --noise .1 --noise-kind x", "kind of noise 'x'", "uniform, class", "--noise-kind",
+    ),
+    "masks": ("build --masks 0", "--masks 0", "from 1", "--masks"),
+    "models": ("build --models 0", "--models 0", "from 1", "--models"),
+    "dropout": ("build --dropout 1", "--dropout 1", "from 1e-06 to 0.999", "--dropout"),
+    "noise": ("build --noise 1.5", "1.5", "at least 0 and below 1", "--noise"),
+    "negative noise": ("build --noise -.1", "-0.1", "at least 0 and below 1", "--noise"),
+    "nan noise": ("build --noise nan", "nan", "at least 0 and below 1", "--noise"),
+    "damping": ("build --damping -1", "--damping -1", "from 0", "--damping"),
+    "dims": ("build --dims 64", "--dims '64'", "64x8", "KAxKG"),
+    "zero dims": ("build --dims 0x8", "--dims '0x8'", "two positive numbers", "KAxKG"),
+    "odd dims": ("build --dims 6x8x3", "--dims '6x8x3'", "two positive numbers", "KAxKG"),
+    "negative dims": ("build --dims -6x8", "--dims '-6x8'", "two positive numbers", "KAxKG"),
+    "port": ("app --port 0", "port 0", "1 to 65535", "--port"),
+    "large port": ("app --port 65536", "port 65536", "1 to 65535", "--port"),
+    "unknown build": ("query 0123456789ab 0", "'0123456789ab'", "{build}", "list"),
+    "a path as a build": ("scores ../../x -o {tmp}/s.npy", "'../../x'", "{build}", "list"),
+    "test id": ("query {build} 500", "test id 500", "from 0 to 499", "choose"),
+    "negative test id": ("query {build} -- -1", "test id -1", "from 0 to 499", "choose"),
+    "k": ("query {build} 0 -k 4501", "k = 4501", "1 to 4500", "smaller -k"),
+    "k of none": ("query {build} 0 -k 0", "k = 0", "1 to 4500", "larger -k"),
+    "k of mislabels": ("mislabels {build} -k 4501", "k = 4501", "1 to 4500", "smaller -k"),
+    "target": ("query {build} 0 --target cat", "'cat'", "label, predicted", "choose"),
+    "format": ("export {build} -o {tmp}/x --format xls", "'xls'", "csv", "--format"),
+    "folder of the export": (
+        "export {build} -o {tmp}/no/x.csv", "cannot be written (no such file", "a folder", "-o",
+    ),
+    "folder of the scores": (
+        "scores {build} -o {tmp}/no/x.npy", "cannot be written (no such file", "a folder", "-o",
+    ),
+    "a folder as output": ("scores {build} -o {tmp}", "is a directory", "a file", "-o"),
+    "output refused": ("scores {build} -o /proc/x.npy", "/proc/x.npy cannot", "a file", "-o"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_is_one_sentence_and_changes_nothing(tiny, run, tmp_path, case):
+    command, *said = MISTAKES[case]
+    words = command.format(build=tiny.build, tmp=tmp_path, data="--noise 0.1").split()
+    words[1:1] = ["--cache", str(tiny.cache)]
+    before = sorted(p for p in tiny.cache.rglob("*") if "locks" not in p.parts)
+    found, wanted, next_step = (w.format(build=tiny.build) for w in said)
+    assert_mistake(run(*words), found, wanted, next_step)
+    assert sorted(p for p in tiny.cache.rglob("*") if "locks" not in p.parts) == before
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["query {b} 0", "mislabels {b}", "scores {b} -o x.npy"])
+@pytest.mark.parametrize("cache", ["missing", "empty"])
+def test_a_build_of_a_missing_or_empty_cache_is_unknown(tmp_path, run, cache, command):
+    (tmp_path / "empty").mkdir()
+    ended = run(*command.format(b="0123456789ab").split(), "--cache", tmp_path / cache)
+    assert_mistake(ended, f"no build '0123456789ab' in {tmp_path}", "a finished build", "`build`")
+
+
+@pytest.mark.parametrize("command", ["build", "list", "query x 0", "export x -o y"])
+def test_a_cache_that_is_a_file_is_a_mistake(tmp_path, run, command):
+    (tmp_path / "cache").write_text("a file")
+    ended = run(*command.split(), "--cache", tmp_path / "cache")
+    assert_mistake(ended, "cache is a file", "a folder", "--cache")
+    assert (tmp_path / "cache").read_text() == "a file"
+
+
+@pytest.mark.parametrize("cache", ["/proc/cache", "{file}/cache"])
+def test_a_cache_that_cannot_be_written_is_a_mistake(tmp_path, run, cache):
+    (tmp_path / "file").write_text("a file")
+    cache = cache.format(file=tmp_path / "file")
+    ended = run("build", *SMALL, "--cache", cache)
+    assert_mistake(ended, f"the cache {cache} cannot be written", "may write to", "--cache")
+
+
+@contextmanager
+def room(size: int) -> Iterator[None]:
+    """The system refuses to write files larger than `size`."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_cache_without_room_is_a_mistake_and_what_is_finished_stays(tiny, run, tmp_path):
+    cache = shutil.copytree(tiny.cache, tmp_path / "cache")
+    before = sorted(p for p in cache.rglob("*") if "locks" not in p.parts)
+    with room(20_000):
+        ended = run("build", *TINY, "--seed", "9", "--cache", cache)
+    assert_mistake(ended, f"the cache {cache} cannot be written", "with room", "--cache")
+    assert sorted(p for p in cache.rglob("*") if "locks" not in p.parts) == before
+
+
+@pytest.mark.parametrize("command", ["scores {b}", "export {b}"])
+def test_an_output_that_finds_no_room_leaves_the_old_file_as_it_was(tiny, run, tmp_path, command):
+    path = tmp_path / "out"
+    path.write_text("of yesterday")
+    with room(20_000):
+        ended = run(*command.format(b=tiny.build).split(), "-o", path, "--cache", tiny.cache)
+    assert_mistake(ended, "out cannot be written (file too large)", "a file", "-o")
+    assert path.read_text() == "of yesterday"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("file", "command"),
+    [
+        ("index/*/rows.faiss", "query {b} 0"),
+        ("index/*/queries.npy", "query {b} 0"),
+        ("build/*/manifest.json", "query {b} 0"),
+        ("build/*/test_probs.npy", "mislabels {b}"),
+        ("run/*/belief.npy", "mislabels {b}"),
+        ("features/*/train_phi.npy", "scores {b} -o {tmp}/x.npy"),
+        ("run/*/belief.npy", "export {b} -o {tmp}/x.csv"),
+    ],
+)
+def test_a_damaged_artifact_is_named_and_its_way_back_works(tiny, run, tmp_path, file, command):
+    cache = shutil.copytree(tiny.cache, tmp_path / "cache")
+    path = sorted(cache.glob(file))[0]
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 4]))
+    words = command.format(b=tiny.build, tmp=tmp_path).split()
+    ended = run(*words, "--cache", cache)
+    assert_mistake(ended, f"{path} is damaged", "manifest", "run the same `build` again")
+    shutil.rmtree(path.parent)  # as the sentence says
+    assert run("build", *TINY, "--cache", cache).code == 0
+    assert run(*words, "--cache", cache).code == 0
+
+
+NETWORKS = {
+    "raises when imported": ("1 / 0", "raised ZeroDivisionError: division by zero"),
+    "raises when called": ("def net(): raise KeyError('no such layer')", "'no such layer'"),
+    "raises in two lines": ("def net(): raise OSError('first\\nsecond')", "OSError: first;"),
+    "exits": ("import sys\nsys.exit(3)", "raised SystemExit: 3"),
+    "is no Python": ("def net(:", "raised SyntaxError"),
+    "has no function": ("def other(): pass", "no attribute 'net'"),
+    "returns nothing": ("def net(): pass", "returned NoneType"),
+    "wants arguments": ("def net(classes): pass", "missing 1 required positional argument"),
+    "returns too few classes": (
+        "from torch import nn\n"
+        "def net(): return nn.Sequential(nn.Flatten(), nn.Linear(784, 4))",
+        "returns shape (2, 4)",
+    ),
+    "fails on the images": (
+        "from torch import nn\ndef net(): return nn.Linear(5, 10)",
+        "cannot be multiplied",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_a_network_file_that_fails_is_a_mistake(tiny, run, tmp_path, kind):
+    code, found = NETWORKS[kind]
+    (tmp_path / "own.py").write_text(code)
+    cache = shutil.copytree(tiny.cache, tmp_path / "cache")
+    ended = run("build", *SMALL, "--model", f"{tmp_path}/own.py:net", "--cache", cache)
+    assert "own.py" in ended.err
+    assert found in ended.err
+    assert_mistake(ended, "own.py", "", "--model")
+    assert [b["build"] for b in Engine(cache).builds()] == [tiny.build]
+
+
+def test_a_network_file_that_is_missing_is_a_mistake(tiny, run, tmp_path):
+    ended = run("build", *TINY, "--model", f"{tmp_path}/own.py:net", "--cache", tiny.cache)
+    assert_mistake(ended, f"no file {tmp_path}/own.py", "FILE.py:FUNCTION", "--model")
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("biuld", "biuld"),
+        ("build --nose 3", "--nose"),
+        ("build --noise much", "--noise"),
+        ("query", "build_id"),
+        ("query x first", "test_id"),
+        ("scores x", "-o"),
+    ],
+)
+def test_words_that_no_command_takes_are_named_with_the_help_to_read(run, words, named):
+    ended = run(*words.split())
+    assert ended.code == 2 and ended.out == ""
+    assert named in ended.err
+    assert "--help" in ended.err and "Traceback" not in ended.err
+
+
+def test_a_mistake_in_a_process_leaves_standard_output_empty(tiny):
+    ended = process("query", tiny.build, 999, "--json", "--cache", tiny.cache)
+    assert_mistake(ended, "test id 999", "from 0 to 499", "choose")
+
+
+FAILS_BACKWARDS = """
+import torch
+from torch import nn
+
+class Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        raise RuntimeError("no way back")
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(784, 10)
+
+    def forward(self, x):
+        return Once.apply(self.layer(x.flatten(1)))
+"""
+
+
+def test_the_unforeseen_ends_with_1_and_the_path_of_a_log(tiny, run, tmp_path, monkeypatch):
+    """Such as a network that computes logits, as was checked, but no gradients."""
+    (tmp_path / "own.py").write_text(FAILS_BACKWARDS)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    cache = shutil.copytree(tiny.cache, tmp_path / "cache")
+    ended = run("build", *SMALL, "--model", f"{tmp_path}/own.py:Net", "--cache", cache)
+    assert ended.code == 1 and ended.out == ""
+    assert "Traceback" not in ended.err and "no way back" not in ended.err
+    (log,) = tmp_path.glob("attribution-*.log")
+    assert str(log) in ended.err.splitlines()[-1]
+    text = log.read_text()
+    assert "Traceback" in text and "RuntimeError: no way back" in text
+    assert f"--model {tmp_path}/own.py:Net" in text
+    assert [b["build"] for b in Engine(cache).builds()] == [tiny.build]

@@ -1,0 +1,286 @@
+"""The five lines for notebooks: own networks and data sets, against loops of backward calls."""
+
+import resource
+from functools import cache
+
+import dense
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import Dataset, TensorDataset
+from zoo import as_matrix, backward_loop
+
+import attribution
+from attribution import EstimatorSpec, FeatureSpec, UserError
+from attribution.data import example_ids
+from attribution.estimators import ESTIMATORS
+from attribution.gradients import sites
+from attribution.members import View, example_keys, mask_sites
+
+N, T, C = 530, 6, 3  # more than one batch of the loader and of the features
+# As many directions as a layer has sides: an orthogonal change of basis, which no score sees.
+WHOLE = FeatureSpec(ka=100, kg=100)
+
+
+def mlp(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(12, 8), nn.Tanh(), nn.Dropout(0.1), nn.Linear(8, C))
+
+
+def cnn(seed: int) -> nn.Module:
+    """Without dropout: masks go to its activation."""
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 3, 4)), nn.Conv2d(1, 4, 2), nn.ReLU(), nn.Flatten(), nn.Linear(24, C)
+    )
+
+
+def drawn(count: int, seed: int) -> TensorDataset:
+    draw = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, 12, generator=draw)
+    return TensorDataset(x, torch.randint(C, (count,), generator=draw))
+
+
+TRAIN, TEST = drawn(N, 0), drawn(T, 1)
+NETWORKS = {"mlp": [mlp(0), mlp(1)], "cnn": [cnn(0), cnn(1)]}
+ENSEMBLES = {
+    "naive": lambda networks: attribution.naive_ensemble(networks),
+    "dropout": lambda networks: attribution.dropout_ensemble(networks, masks=2, p=0.3, seed=1),
+}
+
+
+def views(name: str, strategy: str) -> list[View]:
+    """The members, put together by hand."""
+    x = TRAIN.tensors[0]
+    if strategy == "naive":
+        return [View(n) for n in NETWORKS[name]]
+    places = mask_sites(NETWORKS[name][0], x)
+    masks = (1_000_003, 1_000_004)  # seed 1
+    return [View(n, places, m, 0.3) for n in NETWORKS[name] for m in masks]
+
+
+def by_loop(view: View, some: TensorDataset) -> tuple[np.ndarray, np.ndarray]:
+    """All gradients (N, parameters) and q (N,), in double precision from float32."""
+    x, y = some.tensors
+    key = torch.from_numpy(example_keys(example_ids(x.numpy())).copy())
+    view.network.eval()
+    exact = backward_loop(view, x, key, y)
+    phi = torch.cat([as_matrix(s, exact).flatten(1) for s in sites(view.network)], 1)
+    p = view.logits(x, key).detach().double().softmax(1)
+    return phi.double().numpy(), 1 - p[torch.arange(len(y)), y].numpy()
+
+
+@cache  # every estimator starts from the same gradients
+def gradients(name: str, strategy: str) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
+    """Of the training and the test set by member, and the training set's q (M, N)."""
+    members = views(name, strategy)
+    train, asked = ([by_loop(v, some) for v in members] for some in (TRAIN, TEST))
+    return [phi for phi, _ in train], [phi for phi, _ in asked], np.stack([q for _, q in train])
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("strategy", ENSEMBLES)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_scores_and_hits_are_those_of_the_dense_formula_on_whole_gradients(
+    name, strategy, estimator
+):
+    spec = EstimatorSpec(name=estimator, q_power=1.0)
+    ensemble = ENSEMBLES[strategy](NETWORKS[name])
+    assert len(ensemble) == len(views(name, strategy))
+    index = attribution.build_index(ensemble, TRAIN, WHOLE, spec)
+    scores = index.scores(TEST)
+    assert scores.dtype == np.float32 and scores.shape == (T, N)
+    assert dense.off(scores, dense.scores(*gradients(name, strategy), spec)) < 1e-4
+    for opponents, order in ((False, scores.argsort(1)[:, ::-1]), (True, scores.argsort(1))):
+        found, ids = index.search(TEST, k=10, opponents=opponents)
+        np.testing.assert_array_equal(ids, order[:, :10])
+        np.testing.assert_allclose(
+            found, np.take_along_axis(scores, ids, 1), atol=1e-5 * abs(scores).max()
+        )
+
+
+@pytest.fixture(scope="module")
+def index() -> attribution.Index:
+    ensemble = attribution.dropout_ensemble(NETWORKS["mlp"], masks=3, p=0.2, seed=0)
+    return attribution.build_index(ensemble, TRAIN)
+
+
+def test_the_five_lines_give_ten_hits_a_test_example_by_default(index):
+    scores, ids = index.search(TEST)
+    assert scores.shape == ids.shape == (T, 10)
+    assert index.search(TEST, k=N)[1].shape == (T, N)
+
+
+def test_a_score_does_not_depend_on_what_else_is_asked(index):
+    some = drawn(700, 2)
+    whole = index.scores(some)
+    size = np.abs(whole).max()
+    for part in (slice(0, 1), slice(300, 301), slice(510, 514), slice(200, 699)):
+        alone = index.scores(TensorDataset(*(t[part] for t in some.tensors)))
+        np.testing.assert_allclose(alone, whole[part], atol=1e-5 * size)
+
+
+def test_the_order_of_the_training_set_moves_the_columns_and_nothing_else():
+    order = torch.randperm(N, generator=torch.Generator().manual_seed(3))
+    moved = TensorDataset(*(t[order] for t in TRAIN.tensors))
+    ensemble = ENSEMBLES["dropout"](NETWORKS["mlp"])
+    one, other = (attribution.build_index(ensemble, some, WHOLE) for some in (TRAIN, moved))
+    scores = one.scores(TEST)[:, order]
+    np.testing.assert_allclose(other.scores(TEST), scores, atol=1e-4 * np.abs(scores).max())
+
+
+def test_masks_follow_from_the_seed():
+    def scores(seed: int) -> np.ndarray:
+        ensemble = attribution.dropout_ensemble(NETWORKS["mlp"], masks=2, seed=seed)
+        return attribution.build_index(ensemble, TRAIN).scores(TEST)
+
+    np.testing.assert_array_equal(scores(5), scores(5))
+    assert dense.off(scores(6), scores(5)) > 0.01
+
+
+class Pairs(Dataset):
+    """Any data set of (x, y): labels as plain numbers, images of more dimensions."""
+
+    def __init__(self, some: TensorDataset) -> None:
+        self.some = some
+
+    def __len__(self) -> int:
+        return len(self.some)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+        x, y = self.some[i]
+        return x, int(y)
+
+
+def test_any_data_set_of_pairs_will_do_and_one_network_needs_no_list(index):
+    np.testing.assert_array_equal(index.scores(Pairs(TEST)), index.scores(TEST))
+    alone, listed = (attribution.naive_ensemble(n) for n in (NETWORKS["mlp"][0], NETWORKS["mlp"]))
+    assert (len(alone), len(listed)) == (1, 2)
+    first = attribution.naive_ensemble(NETWORKS["mlp"][:1])
+    np.testing.assert_array_equal(
+        attribution.build_index(alone, Pairs(TRAIN)).scores(TEST),
+        attribution.build_index(first, TRAIN).scores(TEST),
+    )
+
+
+def state_of(network: nn.Module) -> tuple:
+    return (
+        [m.training for m in network.modules()],
+        [p.requires_grad for p in network.parameters()],
+        [p.grad for p in network.parameters()],
+        [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in network.modules()],
+        {n: v.tolist() for n, v in network.state_dict().items()},
+    )
+
+
+@pytest.mark.parametrize("strategy", ENSEMBLES)
+def test_networks_and_the_random_stream_are_left_as_they_were(strategy):
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Linear(12, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, C)
+    )
+    network.train()
+    network[1].eval()
+    network[0].requires_grad_(False)
+    before, stream = state_of(network), torch.random.get_rng_state()
+    index = attribution.build_index(ENSEMBLES[strategy]([network]), TRAIN)
+    index.scores(TEST)
+    index.search(TEST)
+    assert state_of(network) == before
+    assert torch.equal(torch.random.get_rng_state(), stream)
+
+
+def test_nothing_is_written_to_disk(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))  # no byte can go to any file
+    try:
+        index = attribution.build_index(ENSEMBLES["dropout"](NETWORKS["mlp"]), TRAIN)
+        index.scores(TEST)
+        index.search(TEST)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+
+
+def told(act) -> UserError:
+    """The mistake that `act` makes, in its three parts and one line."""
+    with pytest.raises(UserError) as raised:
+        act()
+    error = raised.value
+    assert error.found and error.wanted and error.next_step
+    assert "\n" not in str(error)
+    return error
+
+
+@pytest.mark.parametrize("make", [attribution.naive_ensemble, attribution.dropout_ensemble])
+@pytest.mark.parametrize(
+    ("networks", "found"),
+    [([], "nothing"), ([3], "int"), ("mlp", "str"), ([nn.Linear(2, 2), None], "NoneType")],
+)
+def test_what_is_no_network_is_a_users_mistake(make, networks, found):
+    error = told(lambda: make(networks))
+    assert found in error.found
+    assert "torch.nn.Module" in error.wanted
+
+
+@pytest.mark.parametrize("masks", [0, -1])
+def test_an_ensemble_without_masks_is_a_users_mistake(masks):
+    error = told(lambda: attribution.dropout_ensemble(NETWORKS["mlp"], masks=masks))
+    assert f"masks = {masks}" in error.found
+    assert "at least one mask" in error.wanted
+
+
+@pytest.mark.parametrize("p", [0, 1, -0.2, 1.5, float("nan")])
+def test_a_share_of_dropped_units_out_of_range_is_a_users_mistake(p):
+    error = told(lambda: attribution.dropout_ensemble(NETWORKS["mlp"], p=p))
+    assert f"p = {p:g}" in error.found
+    assert "between 0 and 1" in error.wanted
+
+
+@pytest.mark.parametrize("k", [0, -1, N + 1])
+def test_more_hits_than_there_are_training_examples_are_a_users_mistake(index, k):
+    error = told(lambda: index.search(TEST, k=k))
+    assert f"k = {k}" in error.found
+    assert f"from 1 to {N}" in error.wanted
+
+
+def test_an_unknown_estimator_is_told_with_the_known_ones():
+    ensemble = attribution.naive_ensemble(NETWORKS["mlp"])
+    spec = EstimatorSpec(name="shapley")
+    error = told(lambda: attribution.build_index(ensemble, TRAIN, estimator=spec))
+    assert "'shapley'" in error.found and "trak, graddot, gradcos" in error.wanted
+
+
+def test_masks_have_no_place_in_a_single_layer():
+    ensemble = attribution.dropout_ensemble(nn.Linear(12, C))
+    assert "without dropout" in told(lambda: attribution.build_index(ensemble, TRAIN)).found
+
+
+X, Y = TEST.tensors
+BAD = {
+    "empty": (TensorDataset(X[:0], Y[:0]), "an empty data set"),
+    "an empty list": ([], "an empty data set"),
+    "without labels": (TensorDataset(X), "not pairs"),
+    "three things an example": (TensorDataset(X, Y, Y), "not pairs"),
+    "labels beyond the classes": (TensorDataset(X, Y + C), "for 3 classes"),
+    "negative labels": (TensorDataset(X, Y - C), "for 3 classes"),
+    "labels that are no whole numbers": (TensorDataset(X, Y + 0.5), "float32"),
+    "labels in rows": (TensorDataset(X, nn.functional.one_hot(Y, C)), "shape (6, 3)"),
+    "inputs of another width": (TensorDataset(X[:, :7], Y), "2x7"),
+    "inputs in double precision": (TensorDataset(X.double(), Y), "dtype"),
+    "inputs that are not numbers": (TensorDataset(X * torch.nan, Y), "not finite"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_data_set_that_makes_no_sense_is_a_users_mistake(index, kind):
+    some, found = BAD[kind]
+    ensemble = attribution.naive_ensemble(NETWORKS["mlp"])
+    for act in (
+        lambda: attribution.build_index(ensemble, some),
+        lambda: index.scores(some),
+        lambda: index.search(some),
+    ):
+        assert found in told(act).found

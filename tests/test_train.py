@@ -1,0 +1,171 @@
+"""Training against a plain loop, scikit-learn's optimum, and itself with another seed."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_iris
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor, nn
+
+from attribution.records import RunSpec, UserError
+from attribution.train import Trained, probabilities, train
+
+SPEC = RunSpec(
+    data_id="d" * 12, model="mlp", epochs=4, batch=16, weight_decay=0.01, learning_rate=0.05
+)
+
+
+def fresh(seed: int = 0) -> nn.Module:
+    """Dropout and batch norm, so that the mode and every random stream matter."""
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Linear(4, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(0.3), nn.Linear(12, 3)
+    )
+
+
+def iris() -> tuple[Tensor, Tensor]:
+    x, y = load_iris(return_X_y=True)
+    return torch.from_numpy((x - x.mean(0)) / x.std(0)).float(), torch.from_numpy(y).long()
+
+
+def run(seed: int = 5, network: nn.Module | None = None) -> Trained:
+    spec = RunSpec(**{**vars(SPEC), "seed": seed})
+    return train(network or fresh(), *iris(), spec)
+
+
+def same(a: Trained, b: Trained) -> bool:
+    weights = zip(a.network.state_dict().values(), b.network.state_dict().values(), strict=True)
+    return all(torch.equal(*pair) for pair in weights) and np.array_equal(a.belief_NC, b.belief_NC)
+
+
+def test_a_run_is_a_function_of_its_arguments():
+    network = fresh()
+    torch.manual_seed(1)
+    one = run(5, copy.deepcopy(network))
+    torch.manual_seed(2)
+    assert same(one, run(5, copy.deepcopy(network)))
+    assert not same(one, run(6, copy.deepcopy(network)))
+    assert not same(one, run(5, fresh(1)))
+
+
+def test_the_global_random_streams_are_left_as_they_were():
+    network = fresh()
+    before, numpy_before = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    run(5, network)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert np.array_equal(numpy_before, np.random.get_state()[1])  # noqa: NPY002
+
+
+def by_hand(network: nn.Module, seed: int) -> tuple[nn.Module, Tensor]:
+    """Stochastic gradient descent with momentum and weight decay, each step written out."""
+    x, y = iris()
+    order = torch.Generator().manual_seed(seed)
+    speed = {n: torch.zeros_like(p) for n, p in network.named_parameters()}
+    beliefs = []
+    torch.manual_seed(seed)
+    for _ in range(SPEC.epochs):
+        network.train()
+        shuffled = torch.randperm(len(x), generator=order)
+        for start in range(0, len(x), SPEC.batch):
+            some = shuffled[start : start + SPEC.batch]
+            logits = network(x[some])
+            loss = -(logits.log_softmax(1)[torch.arange(len(some)), y[some]]).mean()
+            named = dict(network.named_parameters())
+            grads = torch.autograd.grad(loss, list(named.values()))
+            with torch.no_grad():
+                for (name, p), grad in zip(named.items(), grads, strict=True):
+                    pull = grad + SPEC.weight_decay * p
+                    speed[name] = SPEC.momentum * speed[name] + pull
+                    p.sub_(SPEC.learning_rate * speed[name])
+        network.eval()
+        with torch.no_grad():
+            beliefs.append(torch.stack([network(row[None])[0].softmax(0) for row in x]))
+    return network, torch.stack(beliefs).mean(0)
+
+
+def test_weights_and_beliefs_are_those_of_a_plain_loop():
+    network = fresh()
+    found = run(5, copy.deepcopy(network))
+    wanted, belief = by_hand(copy.deepcopy(network), 5)
+    for name, value in wanted.state_dict().items():
+        torch.testing.assert_close(found.network.state_dict()[name], value, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(found.belief_NC, belief, atol=1e-4)
+    last = probabilities(found.network, iris()[0]).numpy()
+    assert np.abs(found.belief_NC - last).max() > 0.01  # the mean over the epochs, not the last
+
+
+def test_beliefs_are_probabilities_of_every_training_example():
+    belief = run().belief_NC
+    assert belief.shape == (150, 3) and belief.dtype == np.float32
+    assert belief.min() >= 0
+    np.testing.assert_allclose(belief.sum(1), 1, atol=1e-5)
+
+
+def test_a_linear_network_reaches_the_optimum_of_scikit_learn():
+    x, y = iris()
+    x = torch.cat([x, torch.ones(len(x), 1)], 1)  # the intercept decays as the rest does
+    decay = 0.01
+    network = nn.Linear(5, 3, bias=False)
+    spec = RunSpec(
+        data_id="d" * 12, model="linear", epochs=400, batch=150, weight_decay=decay,
+        learning_rate=0.3,
+    )  # fmt: skip
+    train(network, x, y, spec)
+    best = LogisticRegression(C=1 / (decay * len(x)), fit_intercept=False, tol=1e-10, max_iter=1000)
+    best.fit(x.numpy(), y.numpy())
+
+    def loss(weight: Tensor) -> float:
+        fit = F.cross_entropy(x.double() @ weight.mT.double(), y)
+        return float(fit + decay / 2 * weight.double().square().sum())
+
+    wanted = torch.from_numpy(best.coef_)
+    assert loss(network.weight.detach()) == pytest.approx(loss(wanted), rel=1e-5)
+    np.testing.assert_allclose(network.weight.detach(), wanted, atol=0.01)
+
+
+def test_progress_counts_every_epoch_once_and_ends_complete():
+    told: list[tuple[str, int, int]] = []
+    train(fresh(), *iris(), SPEC, lambda *what: told.append(what))
+    assert told == [("train", n, SPEC.epochs) for n in range(SPEC.epochs + 1)]
+
+
+def test_the_network_is_trained_in_place_and_left_in_evaluation_mode():
+    network = fresh().train()
+    before = copy.deepcopy(network.state_dict())
+    found = run(5, network)
+    assert found.network is network
+    assert not any(m.training for m in network.modules())
+    assert not torch.equal(before["0.weight"], network.state_dict()["0.weight"])
+
+
+def test_a_last_batch_of_one_example_is_left_to_the_other_epochs():
+    x, y = iris()
+    some = torch.randperm(150, generator=torch.Generator().manual_seed(0))[:33]  # 16 + 16 + 1
+    found = train(fresh(), x[some], y[some], SPEC)
+    assert np.isfinite(found.belief_NC).all() and len(found.belief_NC) == 33
+
+
+def test_a_loss_that_diverges_is_a_users_mistake():
+    torch.manual_seed(0)
+    wild = RunSpec(**{**vars(SPEC), "learning_rate": 1e20, "epochs": 50})
+    network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    with pytest.raises(UserError) as told:
+        train(network, *iris(), wild)
+    assert "loss of" in told.value.found and "epoch" in told.value.found
+    assert SPEC.model in told.value.found
+    assert told.value.wanted == "training that converges"
+    assert "--model" in told.value.next_step and "--seed" in told.value.next_step
+
+
+@pytest.mark.parametrize("batch", [1, 7, 150, 1000])
+def test_probabilities_are_softmax_in_evaluation_mode_whatever_the_batch(batch):
+    network, (x, _) = fresh().train(), iris()
+    found = probabilities(network, x, batch)
+    network.eval()
+    with torch.no_grad():
+        odds = network(x).double().exp()
+    torch.testing.assert_close(found.double(), odds / odds.sum(1, keepdim=True), atol=1e-6, rtol=0)
+    assert not found.requires_grad
