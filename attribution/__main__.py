@@ -120,6 +120,10 @@ def build(
     damping: Annotated[
         float, typer.Option(help="Damping, in units of the kernel's mean diagonal.")
     ] = DEFAULT.estimator.damping,
+    q: Annotated[
+        str,
+        typer.Option(help="What 1 - p is averaged over: members, or training (its epochs)."),
+    ] = DEFAULT.estimator.q,
     q_power: Annotated[
         float | None,
         typer.Option(
@@ -176,7 +180,7 @@ def build(
         **axes,
         features=FeatureSpec(basis=basis, **parsed_dims(dims), seed=0),
         estimator=EstimatorSpec(
-            name=estimator, damping=damping, q_power=q_power, relative=relative
+            name=estimator, damping=damping, q=q, q_power=q_power, relative=relative
         ),
         index_dims=index_dims,
         seed=seed,

@@ -297,6 +297,7 @@ def check(spec: BuildSpec) -> None:
     known("strategy", spec.strategy, STRATEGIES, "--strategy")
     known("estimator", spec.estimator.name, tuple(ESTIMATORS), "--estimator")
     known("basis", spec.features.basis, ("own", "random"), "--basis")
+    known("q", spec.estimator.q, ("members", "training"), "--q")
     check_name(spec.model)
     limits: list[tuple[str, float, float, float]] = [
         ("--models", spec.models, 1, 1000),
@@ -526,7 +527,8 @@ class Making:
             return torch.cat([given, fresh(whole, members[m], second, spec.estimator)])
 
         def fill(draft: Draft) -> None:
-            q_N = mean_q(beliefs)
+            member_q_N = mean_q(beliefs)
+            q_N = self.training_q() if spec.estimator.q == "training" else member_q_N
             made = indexes.compress(
                 len(members), train_phi, queries, q_N,
                 spec.estimator, spec.index_dims, spec.seed, self.report,
@@ -536,6 +538,7 @@ class Making:
             draft.array("projectors", made.projectors_MKd)
             draft.array("self_influence", made.self_influence_N)
             draft.array("q", q_N.numpy())
+            draft.array("member_q", member_q_N.numpy())
             draft.array("query_tests", np.concatenate([np.arange(len(self.test)), wrong]))
             draft.array(
                 "query_targets", np.concatenate([self.data.test.labels_N, predicted_T[wrong]])
@@ -558,6 +561,15 @@ class Making:
             "seed": spec.seed,
         }
         return self.store.make("index", content_id("index", made_by), fill, made_by)
+
+    def training_q(self) -> Tensor:
+        """1 - p of the given labels, mean over the epochs and the networks, (N,).
+
+        The first epochs believe little, so the mean is far from the rounding of 1 - p.
+        """
+        belief_NC = np.stack([r.array("belief") for r in self.runs]).mean(0, dtype=np.float64)
+        given_N = belief_NC[np.arange(len(self.train)), self.data.train.labels_N]
+        return torch.from_numpy(1 - given_N).float()
 
     def spread(
         self, made: indexes.Compressed, train_phi: Callable[[int], Tensor], q_N: Tensor
@@ -862,7 +874,7 @@ class Build:
             self.train_ids,
             self.train_labels_N,
             np.stack([r.array("belief") for r in runs]).mean(0, dtype=np.float32),
-            self.q_N,
+            self.index.array("member_q"),
             self.compressed.self_influence_N,
             self.classes,
         )

@@ -157,6 +157,12 @@ def build_index(
     Holds N * M * K numbers in memory twice over; the command line's `build` streams them.
     """
     features, estimator = features or FeatureSpec(), estimator or EstimatorSpec()
+    if estimator.q != "members":
+        raise UserError(
+            found=f"q = {estimator.q!r}",
+            wanted="'members': how the networks were trained is not known here",
+            next_step="leave it out",
+        )
     train = loaded(train_set, ensemble.networks[0])
     masked = ensemble.masks != (None,)
     wholes = tuple(projected(n, train, features, masked) for n in ensemble.networks)

@@ -151,7 +151,8 @@ class EstimatorSpec:
 
     name: str = "trak"
     damping: float = 0.3  # times the mean diagonal of the kernel
-    q_power: float = 0.5  # power of the ensemble's mean q; the paper has 1
+    q: str = "members"  # mean of 1 - p over the members, or over the epochs of training
+    q_power: float = 0.5  # power of that mean; the paper has 1
     relative: bool = False  # divide by the root of self-influence (RelatIF, arXiv 2003.11630)
 
 

@@ -163,6 +163,7 @@ def options(spec: BuildSpec) -> list[str]:
         ("basis", spec.features.basis, blank.features.basis),
         ("dims", dims(spec), dims(blank)),
         ("damping", spec.estimator.damping, blank.estimator.damping),
+        ("q", spec.estimator.q, blank.estimator.q),
         ("q-power", spec.estimator.q_power, None),
         ("index-dims", spec.index_dims, blank.index_dims),
         ("seed", spec.seed, blank.seed),

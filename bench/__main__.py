@@ -12,7 +12,7 @@ from attribution.records import UserError, known
 
 from .rows import Options, table
 
-NAMES = ("click", "demo", "member", "mislabels", "peers")
+NAMES = ("click", "demo", "member", "mislabels", "paper_table", "peers")
 
 
 def main() -> int:
@@ -23,6 +23,8 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=Options.threads, help="of the processor")
     parser.add_argument("--repeats", type=int, default=0, help="instead of the benchmark's own")
     parser.add_argument("--cifar10", type=Path, metavar="PATH", help="folder with train.parquet")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="keep what takes long here")
+    parser.add_argument("--seed", type=int, default=0, help="of the networks (paper_table)")
     given = parser.parse_args()
     if given.name is None:
         for name in NAMES:
@@ -31,7 +33,7 @@ def main() -> int:
     try:
         known("benchmark", given.name, NAMES, "python -m bench NAME")
         torch.set_num_threads(given.threads)
-        options = Options(given.threads, given.repeats, given.cifar10)
+        options = Options(given.threads, given.repeats, given.cifar10, given.cache, given.seed)
         rows = import_module(f"bench.{given.name}").measure(options)
     except UserError as error:
         print(error, file=sys.stderr)

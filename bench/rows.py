@@ -22,6 +22,8 @@ class Options:
     threads: int = os.cpu_count() or 1
     repeats: int = 0  # 0: the benchmark's own number
     cifar10: Path | None = None  # a folder with train.parquet of CIFAR-10 images
+    cache: Path | None = None  # where a benchmark that takes long keeps what it computed
+    seed: int = 0
 
     def times(self, default: int) -> int:
         """How often to repeat."""
