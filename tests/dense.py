@@ -13,6 +13,9 @@ def member_scores(phi_NK, psi_TK, spec: EstimatorSpec) -> np.ndarray:
     if spec.name == "gradcos":
         phi = phi / np.linalg.norm(phi, axis=1, keepdims=True)
         psi = psi / np.linalg.norm(psi, axis=1, keepdims=True)
+    if spec.name == "ekfac":
+        moment = (phi**2).mean(0)
+        return psi @ np.diag(1 / (moment + spec.damping * moment.mean())) @ phi.T
     if spec.name != "trak":
         return psi @ phi.T
     kernel = phi.T @ phi
@@ -31,6 +34,9 @@ def whitened(phi_NK, spec: EstimatorSpec) -> np.ndarray:
     phi = np.asarray(phi_NK, float)
     if spec.name == "gradcos":
         return phi / np.linalg.norm(phi, axis=1, keepdims=True)
+    if spec.name == "ekfac":
+        moment = (phi**2).mean(0)
+        return phi / np.sqrt(moment + spec.damping * moment.mean())
     if spec.name != "trak":
         return phi
     kernel = phi.T @ phi

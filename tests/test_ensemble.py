@@ -14,7 +14,7 @@ from zoo import as_matrix, backward_loop
 import attribution
 from attribution import EstimatorSpec, FeatureSpec, UserError
 from attribution.data import example_ids
-from attribution.estimators import ESTIMATORS
+from attribution.estimators import ESTIMATORS, LOSS
 from attribution.gradients import sites
 from attribution.members import View, example_keys, mask_sites
 
@@ -72,14 +72,20 @@ def by_loop(view: View, some: TensorDataset) -> tuple[np.ndarray, np.ndarray]:
 
 
 @cache  # every estimator starts from the same gradients
-def gradients(name: str, strategy: str) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
-    """Of the training and the test set by member, and the training set's q (M, N)."""
+def gradients(
+    name: str, strategy: str, loss: bool = False
+) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
+    """Of the training and the test set by member, and the training set's q (M, N).
+
+    Of the margin, or of the loss: log(1 + exp(-margin)).
+    """
     members = views(name, strategy)
     train, asked = ([by_loop(v, some) for v in members] for some in (TRAIN, TEST))
-    return [phi for phi, _ in train], [phi for phi, _ in asked], np.stack([q for _, q in train])
+    halves = ([phi * q[:, None] if loss else phi for phi, q in half] for half in (train, asked))
+    return (*halves, np.stack([q for _, q in train]))
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("estimator", sorted(set(ESTIMATORS) - {"ekfac"}))
 @pytest.mark.parametrize("strategy", ENSEMBLES)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_scores_and_hits_are_those_of_the_dense_formula_on_whole_gradients(
@@ -91,7 +97,8 @@ def test_scores_and_hits_are_those_of_the_dense_formula_on_whole_gradients(
     index = attribution.build_index(ensemble, TRAIN, WHOLE, spec)
     scores = index.scores(TEST)
     assert scores.dtype == np.float32 and scores.shape == (T, N)
-    assert dense.off(scores, dense.scores(*gradients(name, strategy), spec)) < 1e-4
+    found = gradients(name, strategy, estimator in LOSS)
+    assert dense.off(scores, dense.scores(*found, spec)) < 1e-4
     for opponents, order in ((False, scores.argsort(1)[:, ::-1]), (True, scores.argsort(1))):
         found, ids = index.search(TEST, k=10, opponents=opponents)
         np.testing.assert_array_equal(ids, order[:, :10])
@@ -172,6 +179,35 @@ def state_of(network: nn.Module) -> tuple:
         [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in network.modules()],
         {n: v.tolist() for n, v in network.state_dict().items()},
     )
+
+
+def test_ekfac_is_the_eigenvalue_corrected_inverse_in_the_kronecker_factored_eigenbasis():
+    """Each layer by numpy: eigenvectors of the second moments of its inputs and gradients."""
+    spec = EstimatorSpec(name="ekfac", damping=0.1, q_power=0)
+    network = NETWORKS["mlp"][0]
+    index = attribution.build_index(attribution.naive_ensemble(network), TRAIN, WHOLE, spec)
+    view = View(network.eval())
+    rotated: list[list[np.ndarray]] = [[], []]
+    for half, some in enumerate((TRAIN, TEST)):
+        x, y = (t for t in some.tensors)
+        exact = backward_loop(view, x, torch.arange(len(x)), y)
+        q = by_loop(view, some)[1]
+        for layer, site in enumerate(sites(network)):
+            matrix = as_matrix(site, exact).double().numpy()  # an outer product, bias last
+            if half == 0:
+                g = matrix[:, :, -1]
+                a = np.einsum("nog,no->ng", matrix, g) / (g**2).sum(1, keepdims=True)
+                bases = [np.linalg.eigh(rows.T @ rows)[1] for rows in (g, a)]
+                rotated[1].append(bases)
+            else:
+                bases = rotated[1][layer]
+            turned = np.einsum("og,noi,ia->nga", bases[0], matrix, bases[1])
+            rotated[0].append((turned * q[:, None, None]).reshape(len(x), -1))
+    layers = len(rotated[1])
+    phi, psi = (np.concatenate(rotated[0][h * layers : (h + 1) * layers], 1) for h in (0, 1))
+    moment = (phi**2).mean(0)
+    wanted = (psi / (moment + 0.1 * moment.mean())) @ phi.T
+    assert dense.off(index.scores(TEST), wanted) < 1e-3
 
 
 @pytest.mark.parametrize("strategy", ENSEMBLES)

@@ -153,6 +153,9 @@ def whitened_queries(drawn: Drawn, m: int, spec: EstimatorSpec) -> np.ndarray:
     phi, psi = np.asarray(drawn.train[m], float), np.asarray(drawn.test[m], float)
     if spec.name == "gradcos":
         return psi / np.linalg.norm(psi, axis=1, keepdims=True)
+    if spec.name == "ekfac":
+        moment = (phi**2).mean(0)
+        return psi / np.sqrt(moment + spec.damping * moment.mean())
     if spec.name != "trak":
         return psi
     value, vector = np.linalg.eigh(phi.T @ phi + spec.damping * (phi**2).sum() / K * np.eye(K))
