@@ -19,6 +19,8 @@ pytestmark = pytest.mark.skipif(
     reason="no Chromium here: the main path was not tried in a browser",
 )
 
+expect.set_options(timeout=20_000)  # a busy machine is slow, not wrong
+
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
@@ -151,6 +153,7 @@ def test_main_path(page: Page, url: str, engine: Engine, build: Build) -> None:
     # it survives a new session
     page.reload()
     expect(page.get_by_text("1 relabelled, 0 dropped")).to_be_visible()
+    expect(deck.locator(".tile").first).to_be_visible()  # which takes the keys
     page.keyboard.press("u")
     expect(page.get_by_text("0 relabelled, 0 dropped")).to_be_visible()
 
