@@ -70,9 +70,7 @@ def build(
     strategy: Annotated[
         str,
         typer.Option(
-            help="What the ensemble is made of: naive (independent networks), dropout (masks of "
-            "each), forward (masks for q only), lora (adapters), snapshots, finetunes, draws (of "
-            "random directions), blocks (of the kernel). Any of the counts below adds to it."
+            help="naive, dropout, forward (masks for q), lora, snapshots, finetunes, draws, blocks."
         ),
     ] = DEFAULT.strategy,
     models: Annotated[int, typer.Option(help="Networks trained.")] = DEFAULT.models,
@@ -144,7 +142,12 @@ def build(
     as_json: AsJson = False,
     job: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:
-    """Train the networks, featurize the members, fit the index. A second time it is all done."""
+    """Train the networks, featurize the members, fit the index. A second time it is all done.
+
+    A strategy says what views of each network are the members: none but itself (naive), dropout
+    masks, LoRA adapters, snapshots along its training, short fine-tunes, draws of random directions
+    or blocks of the kernel. Any of these counts adds to what the strategy has.
+    """
     known("strategy", strategy, strategies.STRATEGIES, "--strategy")
     axes = strategies.axes(
         strategy,

@@ -14,7 +14,6 @@ from . import strategies
 from .records import BuildSpec
 
 Who = TypeVar("Who")
-STORED = ("checkpoints", "features", "index", "queries")
 REACH = 4  # how many times as many networks or views a forecast is made for
 NEARLY = 0.01  # of LDS, too little to pay for
 HANDFUL = {"masks": 20}  # views added at a time; 5 of other kinds
@@ -32,7 +31,7 @@ COSTS: Mapping[str, Callable[[Mapping[str, Any]], float]] = {
     "seconds a query": lambda s: s["seconds"]["query"],
     "FLOPs": lambda s: s["flops"]["train"] + s["flops"]["features"],
     "bytes of the index": lambda s: s["bytes"]["index"],
-    "bytes of all": lambda s: sum(s["bytes"][part] for part in STORED),
+    "bytes of all": lambda s: sum(s["bytes"].values()),
 }  # of a build, from its summary
 
 

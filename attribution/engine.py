@@ -695,8 +695,8 @@ class Making:
                     "features": sum(b.size for b in [*blocks, *margins]),
                     "index": index.manifest["files"]["rows.faiss"]["bytes"],
                     "queries": index.size - index.manifest["files"]["rows.faiss"]["bytes"],
-                    "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
                 },
+                "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
                 "created": draft.created,
                 "spec": asdict(spec),
             },
@@ -858,7 +858,8 @@ class Build:
             return f"Error bars: standard error between {networks} independently trained networks."
         if members > 1:
             return (
-                f"Error bars: standard error between {members} views of one network only. "
+                f"Error bars: standard error between {members} {strategies.kind(self.spec)} of one "
+                "network only. "
                 "Another training run would differ by more; train 2 or more networks to see it."
             )
         return "No error bars: a single member cannot tell how sure it is."
@@ -1075,6 +1076,7 @@ def row(summary: dict[str, Any], truth: Artifact, evaluation: Artifact) -> dict[
         "seconds": summary["seconds"],
         "flops": summary["flops"],
         "bytes": summary["bytes"],
+        "peak_memory": summary["peak_memory"],
     }
 
 

@@ -23,7 +23,15 @@ STRATEGIES: Mapping[str, Mapping[str, Any]] = {
     "draws": {"draws": 5},  # the control: other random directions, no mask
     "blocks": {"blocks": 4},  # of the kernel, from one backward pass (TRAK with block kernels)
 }
-AXES = ("finetunes", "snapshots", "adapters", "masks", "draws", "blocks")
+VIEWS = {
+    "finetunes": "fine-tunes",
+    "snapshots": "snapshots",
+    "adapters": "adapters",
+    "masks": "dropout masks",
+    "draws": "draws of directions",
+    "blocks": "blocks of the kernel",
+}  # what an axis adds to a network
+AXES = tuple(VIEWS)
 ABSENT = {"draws": 1, "blocks": 1}  # an axis of one; the others are absent at 0
 ALIKE = ("masks", "adapters", "finetunes", "draws")  # views that differ by chance alone
 
@@ -58,6 +66,13 @@ def limits(spec: BuildSpec) -> list[tuple[str, float, float, float]]:
 
 def check(spec: BuildSpec) -> None:
     """Raise `UserError` for axes that do not go together."""
+    used = [axis for axis in AXES if getattr(spec, axis) > ABSENT.get(axis, 0)]
+    if spec.strategy == "naive" and used:
+        raise UserError(
+            found=f"--strategy naive with {getattr(spec, used[0])} {used[0]}",
+            wanted="independent networks only",
+            next_step=f"leave out --{used[0]}, or choose another --strategy",
+        )
     from_weights = [a for a in ("finetunes", "snapshots", "adapters") if getattr(spec, a)]
     if len(from_weights) > 1:
         raise UserError(
@@ -108,6 +123,12 @@ def under(spec: BuildSpec, mask: int | None) -> dict[str, Any]:
     if mask is None:
         return {}
     return {"mask": mask, "p": spec.p, "shared": spec.shared_masks}
+
+
+def kind(spec: BuildSpec) -> str:
+    """What the members of one network are, for an error bar to say."""
+    used = [axis for axis in AXES if getattr(spec, axis) > ABSENT.get(axis, 0)]
+    return VIEWS[used[0]] if len(used) == 1 else "views"
 
 
 def growing(spec: BuildSpec) -> str | None:

@@ -113,7 +113,7 @@ def table(rows: list[Row]) -> None:
                 "GFLOPs": compare.COSTS["FLOPs"](one) / 1e9,
                 "index": size(one["bytes"]["index"]),
                 "all": size(compare.COSTS["bytes of all"](one)),
-                "peak memory": size(one["bytes"]["peak_memory"]),
+                "peak memory": size(one["peak_memory"]),
             }
             for one in sorted(rows, key=lambda one: -(one["lds"] or 0))
         ],

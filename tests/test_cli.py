@@ -96,7 +96,7 @@ def test_a_build_by_command_is_one_json_document_and_done_the_second_time(tmp_pa
         "build", "seconds", "bytes", "train", "test", "accuracy", "coverage", "already_done",
     }  # fmt: skip
     assert (made["train"], made["test"], made["coverage"]) == (4500, 500, 1.0)
-    assert set(made["seconds"]) == {"train", "basis", "features", "fit"}
+    assert set(made["seconds"]) == {"train", "basis", "features", "fit", "query"}
     assert all(s > 0 for s in made["seconds"].values())
     assert set(made["bytes"]) == {"checkpoints", "features", "index", "queries"}
     (rows,) = tmp_path.glob("cache/index/*/rows.faiss")

@@ -157,7 +157,7 @@ def test_advice_is_the_cheapest_that_is_nearly_the_best_within_the_budget() -> N
 
 SUMMARY = {
     "seconds": {"train": 10.0, "basis": 2.0, "features": 4.0, "fit": 1.0, "query": 0.1},
-    "bytes": {"checkpoints": 100, "features": 400, "index": 50, "queries": 40, "peak_memory": 9},
+    "bytes": {"checkpoints": 100, "features": 400, "index": 50, "queries": 40},
     "spec": {
         "finetunes": 0, "finetune_epochs": 5, "adapters": 0, "snapshots": 0, "draws": 1,
         "epochs": 50, "lora": {"epochs": 3, "share": 0.5},

@@ -63,12 +63,12 @@ def manifest(build: Build, kind: str, name: str) -> dict:
 
 def stored(build: Build, name: str) -> np.ndarray:
     """An array of the build's index, read without our code."""
-    return np.load(part(build, "index", build.parts["index"]) / f"{name}.npy")
+    return np.load(part(build, "index", build.parts["index"][0]) / f"{name}.npy")
 
 
 def rows_of(build: Build) -> np.ndarray:
     """The searched training rows (N, d), read by faiss alone."""
-    path = part(build, "index", build.parts["index"]) / "rows.faiss"
+    path = part(build, "index", build.parts["index"][0]) / "rows.faiss"
     rows = faiss.read_index(str(path))
     return rows.reconstruct_n(0, rows.ntotal).astype(float)
 
@@ -380,10 +380,10 @@ def tiny_spec(tiny: Tiny) -> BuildSpec:
     [
         ({"estimator": EstimatorSpec(name="graddot")}, "2 independently trained networks"),
         ({"estimator": EstimatorSpec(name="gradcos", q_power=1)}, "2 independently trained"),
-        ({"strategy": "naive"}, "2 independently trained networks"),
+        ({"strategy": "naive", "masks": 0}, "2 independently trained networks"),
         ({"models": 1}, "2 dropout masks of one network only"),
         ({"models": 1, "masks": 1}, "a single member"),
-        ({"models": 1, "strategy": "naive"}, "a single member"),
+        ({"models": 1, "strategy": "naive", "masks": 0}, "a single member"),
         ({"features": FeatureSpec(basis="random", ka=8, kg=4)}, "2 independently trained"),
     ],
     ids=["graddot", "gradcos", "naive", "one network", "one member", "one naive", "random basis"],
