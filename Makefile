@@ -3,7 +3,8 @@
 # make check   install, lint, formatting, types
 # make bench   the benchmarks, one line each; make bench NAME=demo runs one
 #
-# Options: PORT=8600 another port for the app, OPEN=0 no browser window, PYTHON=/path/to/python
+# Options: PORT=8600 another port for the app, OPEN=0 no browser window, STUDY=0 no other strategies in
+# the background, PYTHON=/path/to/python
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -16,6 +17,7 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check install --quiet
 PORT ?= 8501
 OPEN ?= 1
+STUDY ?= 1
 PYTHON ?=
 NAME ?=
 CHECKED := attribution bench tests pages app.py
@@ -55,6 +57,7 @@ $(VENV)/installed-bench: bench/requirements.txt $(VENV)/installed
 demo: $(VENV)/installed
 	@echo "Building the demo: 5,000 MNIST images, 10 % of the training labels flipped on purpose."
 	@$(RUN) -m attribution build --noise 0.1
+	@$(if $(filter 0 no false,$(STUDY)),,$(RUN) -m attribution study --background)
 	@$(MAKE) --no-print-directory app
 
 app: $(VENV)/installed

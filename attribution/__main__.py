@@ -161,7 +161,7 @@ def build(
         },
     )
     if q_power is None:
-        q_power = default_q_power(estimator, axes["masks"])
+        q_power = strategies.usual_power(estimator, axes["masks"], q)
     spec = BuildSpec(
         data=DataSpec(name=data, noise=noise, noise_kind=noise_kind, noise_seed=noise_seed),
         model=model,
@@ -199,7 +199,8 @@ def build(
     if already:
         out.print(f"Build {summary['build']} was already done: nothing to do.")
         return None
-    parts = ", ".join(f"{name} {value:.1f} s" for name, value in summary["seconds"].items())
+    stages = {name: value for name, value in summary["seconds"].items() if name != "query"}
+    parts = ", ".join(f"{name} {value:.1f} s" for name, value in stages.items())
     out.print(
         f"Build {summary['build']}: {summary['members']} members, test accuracy "
         f"{summary['accuracy']:.3f}, {summary['coverage']:.1%} of the parameters covered ({parts})."
@@ -348,6 +349,11 @@ def evaluate(
     with progress() as report, reported(cache, job, report) as (report, finish):
         rows = engine.evaluate_all(build_ids, truth_id, report)
         finish(state="done", build=build_ids[0])
+    return show_rows(rows, as_json)
+
+
+def show_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
+    """What `evaluate` found, as one JSON document or a table."""
     if as_json:
         return show_json(rows)
     table = Table("build", "ensemble", "estimator", "LDS", "95 %", "training", "query", "index")
@@ -361,6 +367,34 @@ def evaluate(
     if rows[0]["ceiling"] is not None:
         out.print(f"No attribution can be above {rows[0]['ceiling']:.3f}: retraining is noisy.")
     return None
+
+
+@app.command()
+def study(
+    build_id: Annotated[str, typer.Argument(help="A build's id; the newest if left out.")] = "",
+    subsets: Annotated[int, typer.Option(help="Random halves of the training set.")] = 50,
+    seeds: Annotated[int, typer.Option(help="Networks trained on each.")] = 2,
+    background: Annotated[
+        bool, typer.Option("--background", help="Start it as a job that the app shows, and return.")
+    ] = False,
+    cache: Cache = CACHE,
+    as_json: AsJson = False,
+    job: Annotated[str, typer.Option(hidden=True)] = "",
+) -> None:
+    """Build the other strategies beside a build, retrain a modest truth, evaluate them all."""
+    engine = open_engine(cache)
+    build_id = engine.open(build_id or engine.newest()).id
+    if background:
+        words = [build_id, "--subsets", str(subsets), "--seeds", str(seeds)]
+        job_id = engine.start(words, "study")
+        if as_json:
+            return show_json({"job": job_id})
+        out.print(f"Comparing strategies in the background: job {job_id}, on the builds page.")
+        return None
+    with progress() as report, reported(cache, job, report) as (report, finish):
+        rows = engine.study(build_id, subsets, seeds, report)
+        finish(state="done", build=build_id)
+    return show_rows(rows, as_json)
 
 
 @app.command()
@@ -452,13 +486,6 @@ def open_engine(cache: Path, workspace: Path | None = None) -> Any:
     return Engine(cache, workspace)
 
 
-def default_q_power(estimator: str, masks: int) -> float:
-    """Chosen on retrained networks (docs/LOG.md)."""
-    if estimator in ("ekfac", "tracin"):  # gradients of the loss carry their own 1 - p
-        return 0.0
-    return DEFAULT.estimator.q_power if masks else 0.25
-
-
 def parsed_dims(text: str) -> dict[str, int]:
     ka, _, kg = text.partition("x")
     if not (ka.isdecimal() and kg.isdecimal() and int(ka) and int(kg)):
@@ -505,6 +532,7 @@ def reported(cache: Path, job: str, then: Report) -> Iterator[tuple[Report, Any]
         return
     from . import jobs
 
+    os.nice(10)  # what a person waits for at a page goes first
     report, finish = jobs.reporter(jobs.place_of(cache, job), then)
     try:
         yield report, finish

@@ -93,6 +93,10 @@ class Engine:
         """Summaries of the finished builds, newest first."""
         return [dict(a.manifest["summary"]) for a in self.store.all("build")]
 
+    def newest(self) -> str:
+        """The id of the build that was finished last, or "" where there is none."""
+        return next((b["build"] for b in self.builds()), "")
+
     def open(self, build_id: str) -> "Build":
         """A finished build. Raises `UserError` where it is unknown or damaged."""
         with self._lock:
@@ -203,6 +207,21 @@ class Engine:
             rows.append(self.evaluate(build_id, truth_id, further))
         report("evaluate", total, total)
         return rows
+
+    def study(
+        self, build_id: str, subsets: int, seeds: int, report: Report = silent
+    ) -> list[dict[str, Any]]:
+        """The other strategies beside a build, a ground truth for all, and their evaluations."""
+        specs = strategies.rivals(self.open(build_id).spec)
+        ids = [build_id]
+        for spec in specs:
+
+            def further(stage: str, done: int, total: int, name: str = spec.strategy) -> None:
+                report(f"{name}: {stage}", done, total)
+
+            ids.append(self.build(spec, further)["build"])
+        self.truth(build_id, subsets, seeds, report=report)
+        return self.evaluate_all(ids, report=report)
 
     def comparable(self, build_id: str) -> list[dict[str, Any]]:
         """Summaries of the builds on the same data and network as this one, it included."""

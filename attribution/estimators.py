@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .records import EstimatorSpec, UserError, known
+from .records import LOSS, EstimatorSpec, UserError, known
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +111,6 @@ ESTIMATORS: dict[str, Callable[[Tensor, float], Whitening]] = {
     "ekfac": ekfac,
     "tracin": tracin,
 }
-LOSS = ("ekfac", "tracin")  # on gradients of the loss; the others on gradients of the margin
 
 
 def whitening(phi_NK: Tensor, spec: EstimatorSpec) -> Whitening:

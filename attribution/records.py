@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 FORMAT = 1  # of the cache; part of every id, so another format is another artifact
 
+LOSS = ("ekfac", "tracin")  # estimators on gradients of the loss; the others, of the margin
 Verdict = Literal["keep", "relabel", "drop"]
 Report = Callable[[str, int, int], None]
 """Called as ``report(stage, done, total)`` while something long runs."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from .records import BuildSpec, Checkpoint, Member, UserError
+from .records import LOSS, BuildSpec, Checkpoint, Member, UserError
 
 STRATEGIES: Mapping[str, Mapping[str, Any]] = {
     "naive": {},  # independent networks
@@ -23,6 +23,7 @@ STRATEGIES: Mapping[str, Mapping[str, Any]] = {
     "draws": {"draws": 5},  # the control: other random directions, no mask
     "blocks": {"blocks": 4},  # of the kernel, from one backward pass (TRAK with block kernels)
 }
+STUDIED = ("naive", "dropout", "forward", "snapshots", "finetunes", "lora")
 VIEWS = {
     "finetunes": "fine-tunes",
     "snapshots": "snapshots",
@@ -38,9 +39,32 @@ ALIKE = ("masks", "adapters", "finetunes", "draws")  # views that differ by chan
 
 def axes(strategy: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a `BuildSpec`: those given (not None), the strategy's, or absent."""
-    chosen = {axis: ABSENT.get(axis, 0) for axis in AXES}
+    chosen: dict[str, Any] = {axis: ABSENT.get(axis, 0) for axis in AXES}
+    chosen |= {"forward_only": False}
     chosen |= STRATEGIES.get(strategy, {})
     return chosen | {axis: value for axis, value in given.items() if value is not None}
+
+
+def usual_power(estimator: str, masks: int, q: str) -> float:
+    """The power of q that did best on retrained networks (docs/LOG.md)."""
+    if estimator in LOSS:  # gradients of the loss carry their own 1 - p
+        return 0.0
+    if q == "training":
+        return 0.75
+    return 0.5 if masks else 0.25
+
+
+def rivals(spec: BuildSpec) -> list[BuildSpec]:
+    """The other strategies on the same data and networks, each with its usual axes."""
+    found = []
+    for strategy in STUDIED:
+        chosen = axes(strategy, {})
+        chosen["snapshots"] = min(chosen["snapshots"], spec.epochs)
+        power = usual_power(spec.estimator.name, chosen["masks"], spec.estimator.q)
+        estimator = replace(spec.estimator, q_power=power)
+        if strategy != spec.strategy:
+            found.append(replace(spec, strategy=strategy, estimator=estimator, **chosen))
+    return found
 
 
 def limits(spec: BuildSpec) -> list[tuple[str, float, float, float]]:
