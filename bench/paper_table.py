@@ -30,12 +30,12 @@ from .rows import Options, Row, row
 
 SUBSETS, SEEDS = 100, 5
 TUNED_ON = 100  # test images on which damping and power are chosen
-DAMPINGS = (0.1, 0.3, 1.0, 3.0)
+DAMPINGS = (0.1, 0.3, 1.0)
 POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 Size = tuple[int, int]  # networks, views of each
 RANDOM = FeatureSpec(basis="random", ka=32, kg=16)
 OWN = FeatureSpec(ka=64, kg=8)
-WIDE = FeatureSpec(ka=128, kg=16)
+WIDE = FeatureSpec(ka=128, kg=8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +62,9 @@ class Arm:
 
 
 def views(strategy: str, axis: str, most: int, **more: Any) -> dict[str, Any]:
-    """The fields of an arm with 1 and 5 networks, and 5 to `most` views of each."""
-    steps = [d for d in (1, 5, 20, 50) if d <= most]
+    """The fields of an arm with 1 and 5 networks, and 1 to `most` views of each."""
+    # One snapshot of five would be the first, which nobody would take.
+    steps = [most] if axis == "snapshots" else [d for d in (1, 5, 20) if d <= most]
     sizes = tuple((i, d) for i in (1, 5) for d in steps)
     return {"strategy": strategy, "axes": {axis: most, **more}, "sizes": sizes}
 
@@ -85,6 +86,8 @@ ARMS = (
     Arm(name="naive", strategy="naive", features=OWN, sizes=NETWORKS),
     Arm(name="naive, q of training", strategy="naive", features=OWN, sizes=FIVE, q="training"),
     Arm(name="dropout", features=OWN, **views("dropout", "masks", 20)),
+    Arm(name="dropout, q of training", features=OWN, q="training",
+        **views("dropout", "masks", 20)),
     Arm(name="forward-only dropout", features=OWN, **views("forward", "masks", 20)),
     Arm(name="snapshots", features=OWN, **views("snapshots", "snapshots", 5)),
     Arm(name="LoRA", features=OWN, **views("lora", "adapters", 5)),
@@ -167,22 +170,22 @@ def predictions(
     """Summed scores (T, S) of every size and power of q, in one pass over the members."""
     estimator = EstimatorSpec(name=arm.estimator, damping=damping)
     chosen_NS = torch.from_numpy(subsets_SN.T.copy()).float()
-    q_of = {size: mean_q_of(making, arm, size) for size in arm.sizes}
-    none_N = torch.ones(len(chosen_NS))
-    total: dict[tuple[Size, float], torch.Tensor] = {}
+    count = len(making.members)
+    total_TN = {size: torch.zeros(len(making.test), len(making.train)) for size in arm.sizes}
     for j, (member, features) in enumerate(zip(making.members, making.blocks, strict=True)):
         phi_NK = phi_of(features, "train", member, estimator)
         white = whitening(phi_NK, estimator)
-        w_KN = white(phi_NK).mT
-        w_TK = white(phi_of(features, "test", member, estimator))
+        scores_TN = white(phi_of(features, "test", member, estimator)) @ white(phi_NK).mT
         for size in arm.sizes:
-            if not within(making, len(making.members), j, size):
-                continue
-            for power in powers:
-                weight_N = weights(q_of[size], none_N, EstimatorSpec(q_power=power))
-                sums_TS = w_TK @ (w_KN @ (weight_N[:, None] * chosen_NS))
-                total[size, power] = total.get((size, power), 0) + sums_TS
-    return {key: sums_TS.numpy() for key, sums_TS in total.items()}
+            if within(making, count, j, size):
+                total_TN[size] += scores_TN
+    out, ones_N = {}, torch.ones(len(chosen_NS))
+    for size, scores_TN in total_TN.items():
+        q_N = mean_q_of(making, arm, size)
+        for power in powers:
+            weight_N = weights(q_N, ones_N, EstimatorSpec(q_power=power))
+            out[size, power] = (scores_TN @ (weight_N[:, None] * chosen_NS)).numpy()
+    return out
 
 
 def within(making: Making, count: int, j: int, size: Size) -> bool:
