@@ -12,7 +12,7 @@ from attribution.records import UserError, known
 
 from .rows import Options, table
 
-NAMES = ("click", "demo", "member", "mislabels", "paper_table", "peers")
+NAMES = ("advisor", "click", "demo", "member", "mislabels", "paper_table", "peers")
 
 
 def main() -> int:

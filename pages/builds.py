@@ -15,6 +15,15 @@ MARKS = {
     "failed": ":red-badge[failed]",
     "cancelled": ":gray-badge[cancelled]",
 }
+ENSEMBLES = {
+    "dropout": "dropout masks of each network",
+    "naive": "independent networks only",
+    "lora": "LoRA adapters on each network",
+    "snapshots": "snapshots along the training",
+    "finetunes": "short fine-tunes of each network",
+    "forward": "independent networks, masks for confidence only",
+}
+MASKED = ("dropout", "forward")
 
 
 def main() -> None:
@@ -61,6 +70,13 @@ def form() -> None:
             accept_new_options=True,
             help="mlp is the fastest; or timm:NAME, torchvision:NAME.",
         )
+        strategy = st.selectbox(
+            "Ensemble",
+            list(ENSEMBLES),
+            format_func=ENSEMBLES.__getitem__,
+            key="strategy",
+            help="What stands beside each network as a member of the ensemble.",
+        )
         one, two = st.columns(2)
         networks = one.number_input(
             "Networks", 1, 50, 5, key="models", help="Trained independently."
@@ -71,8 +87,8 @@ def form() -> None:
             100,
             20,
             key="masks",
-            help="Dropout masks of each network: more members at a small price. "
-            "0 uses the networks as they are.",
+            help="Dropout masks of each network, where the ensemble is of masks: more members at a "
+            "small price. 0 uses the networks as they are.",
         )
         epochs = st.number_input("Epochs", 1, 500, 50, key="epochs", help="Passes over the data.")
         with st.expander("More settings"):
@@ -89,8 +105,10 @@ def form() -> None:
             options = ["--data", data, "--noise", f"{noise / 100:g}", "--noise-kind", kind]
             options += ["--model", model, "--models", str(networks), "--epochs", str(epochs)]
             options += ["--seed", str(seed)]
-            if masks:
-                options += ["--strategy", "dropout", "--masks", str(masks)]
+            if strategy not in MASKED:
+                options += ["--strategy", strategy]
+            elif masks:
+                options += ["--strategy", strategy, "--masks", str(masks)]
                 options += ["--dropout", f"{dropout:g}"]
             else:
                 options += ["--strategy", "naive"]
