@@ -105,7 +105,10 @@ ARMS = (
 def measure(options: Options) -> list[Row]:
     store = Store(options.cache or Path("cache"))
     found = ground_truth(store, options)
-    rows = []
+    made = store.find("truth", found.id)
+    parts = [store.find("retrained", name) for name in made.manifest["parts"]] if made else []
+    minutes = seconds(p for p in parts if p) / 60 / found.margins_SRT.shape[1] * 3
+    rows = [row(f"retraining {SUBSETS} halves x 3 networks", minutes, "min", at_most=12)]
     top = ceiling(found.margins_SRT)
     if top is not None:
         rows.append(row("ceiling: no attribution can be above", top, "LDS"))
