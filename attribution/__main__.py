@@ -370,6 +370,29 @@ def show_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
 
 
 @app.command()
+def brittleness(
+    build_id: BuildId,
+    tests: Annotated[int, typer.Option(help="Test examples asked, classified right.")] = 10,
+    most: Annotated[int, typer.Option(help="Most proponents removed.")] = 180,
+    step: Annotated[int, typer.Option(help="Removed at a time.")] = 60,
+    cache: Cache = CACHE,
+    as_json: AsJson = False,
+) -> None:
+    """How many proponents must go, and networks be retrained, before a prediction flips."""
+    from .brittleness import BrittlenessSpec
+
+    engine = open_engine(cache)
+    with progress() as report:
+        spec = BrittlenessSpec(tests=tests, most=most, step=step)
+        found = engine.brittleness(build_id, spec, report)
+    if as_json:
+        return show_json(found)
+    for removed, share in zip(found["removed"], found["flipped"], strict=True):
+        out.print(f"{removed:5d} proponents removed: {share:.0%} of the predictions flipped")
+    return None
+
+
+@app.command()
 def study(
     build_id: Annotated[str, typer.Argument(help="A build's id; the newest if left out.")] = "",
     subsets: Annotated[int, typer.Option(help="Random halves of the training set.")] = 50,

@@ -29,6 +29,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from . import index as indexes
 from . import jobs, strategies
 from .adapters import checked, fitted, loaded, saved
+from .brittleness import BrittlenessSpec, flips
+from .brittleness import check as check_removals
+from .brittleness import summary as brittle
 from .compare import Variance, variance
 from .data import Dataset, Split, clean_labels, dataset
 from .decisions import Decisions
@@ -186,7 +189,7 @@ class Engine:
             draft.array("predicted", predicted_MTS)
             draft.array("lds", lds(predicted_TS, found.margins_ST))
             low, high = interval(predicted_TS, found.margins_ST, np.random.default_rng(0))
-            draft.note(low=low, high=high, ceiling=ceiling(found.margins_SRT))
+            draft.note(low=low, high=high, ceiling=ceiling(found.margins_SRT), known=build.known())
 
         made_by = {"build": build_id, "truth": chosen.manifest["id"]}
         made = self.store.make("evaluation", name, fill, made_by)
@@ -222,6 +225,36 @@ class Engine:
             ids.append(self.build(spec, further)["build"])
         self.truth(build_id, subsets, seeds, report=report)
         return self.evaluate_all(ids, report=report)
+
+    def brittleness(
+        self, build_id: str, spec: BrittlenessSpec, report: Report = silent
+    ) -> dict[str, Any]:
+        """How many proponents must go before predictions of a build flip, kept once computed."""
+        build = self.open(build_id)
+        check_removals(spec, len(build.train_labels_N))
+        name = content_id("brittleness", build_id, spec)
+
+        def fill(draft: Draft) -> None:
+            right = np.flatnonzero(build.predicted_T == build.test_labels_T)
+            draw = np.random.default_rng(0)
+            tests = np.sort(draw.permutation(right)[: spec.tests])
+            hits = [build.query(int(t), spec.most, "label").proponents for t in tests]
+            flipped = flips(
+                build.data,
+                examples(build.spec, build.data, build.data.train),
+                examples(build.spec, build.data, build.data.test),
+                tests.tolist(),
+                [np.array([h.train_id for h in some]) for some in hits],
+                replace(build.recipe, seed=0, snapshots=0),
+                spec.removals,
+                report,
+            )
+            draft.array("tests", tests)
+            draft.array("flipped", flipped)
+
+        made = self.store.make("brittleness", name, fill, {"build": build_id, **asdict(spec)})
+        found = brittle(made.array("flipped"), spec.removals)
+        return {"build": build_id, "tests": made.array("tests").tolist(), **found}
 
     def comparable(self, build_id: str) -> list[dict[str, Any]]:
         """Summaries of the builds on the same data and network as this one, it included."""
@@ -1089,6 +1122,7 @@ def row(summary: dict[str, Any], truth: Artifact, evaluation: Artifact) -> dict[
         "lds_low": evaluation.manifest["low"],
         "lds_high": evaluation.manifest["high"],
         "ceiling": evaluation.manifest["ceiling"],
+        "known": evaluation.manifest["known"],
         "truth": truth.manifest["id"],
         "subsets": spec.subsets,
         "seeds": spec.seeds,

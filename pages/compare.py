@@ -107,6 +107,7 @@ def table(rows: list[Row]) -> None:
                 "95 % from": one.get("lds_low"),
                 "to": one.get("lds_high"),
                 "accuracy": one["accuracy"],
+                "wrong labels": (one.get("known") or {}).get("ap"),
                 "training, s": one["seconds"]["train"],
                 "attribution, s": compare.attributing(one),
                 "a query, ms": 1000 * one["seconds"]["query"],
@@ -127,6 +128,10 @@ def table(rows: list[Row]) -> None:
                 name: st.column_config.NumberColumn(format="%.3f")
                 for name in ("LDS", "95 % from", "to")
             },
+            "wrong labels": st.column_config.NumberColumn(
+                format="%.3f",
+                help="Average precision of the ranking of labels flipped on purpose, where known.",
+            ),
             "accuracy": st.column_config.NumberColumn(format="percent"),
             "GFLOPs": st.column_config.NumberColumn(format="%.4g"),
         },
