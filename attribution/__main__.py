@@ -104,6 +104,9 @@ def build(
     draws: Annotated[
         int | None, typer.Option(help="Draws of random directions (--basis random).")
     ] = None,
+    redraw: Annotated[
+        bool, typer.Option("--redraw", help="Random directions of its own for each member.")
+    ] = False,
     blocks: Annotated[int | None, typer.Option(help="Blocks of the kernel, each a member.")] = None,
     estimator: Annotated[
         str, typer.Option(help="trak, graddot, gradcos, ekfac or tracin.")
@@ -171,6 +174,7 @@ def build(
         models=models,
         p=dropout,
         shared_masks=shared_masks,
+        redraw=redraw,
         finetune_epochs=finetune_epochs,
         lora=LoraSpec(
             rank=rank,

@@ -177,6 +177,7 @@ class BuildSpec:
     shared_masks: bool = False  # one mask a member, rather than one for each example
     forward_only: bool = False  # masks for q only, gradients of the plain networks
     draws: int = 1  # of the directions of projection
+    redraw: bool = False  # every member has random directions of its own
     blocks: int = 1  # of the kernel, each a member
     features: FeatureSpec = field(default_factory=FeatureSpec)
     estimator: EstimatorSpec = field(default_factory=EstimatorSpec)

@@ -110,9 +110,10 @@ def check(spec: BuildSpec) -> None:
             wanted="at most one snapshot an epoch",
             next_step="lower --snapshots or raise --epochs",
         )
-    if spec.draws > 1 and spec.features.basis == "own":
+    if (spec.draws > 1 or spec.redraw) and spec.features.basis == "own":
+        option = f"--draws {spec.draws}" if spec.draws > 1 else "--redraw"
         raise UserError(
-            found=f"--draws {spec.draws} of the data's own basis, which is the same each time",
+            found=f"{option} of the data's own basis, which is the same each time",
             wanted="random directions",
             next_step="add --basis random",
         )
@@ -123,7 +124,7 @@ def members(spec: BuildSpec, checkpoints: Sequence[Checkpoint]) -> list[Member]:
     masks: Sequence[int | None] = range(spec.masks)
     if spec.forward_only or not spec.masks:
         masks = (None,)
-    return [
+    found = [
         Member(
             checkpoint=checkpoint, **under(spec, mask), draw=draw, block=block, blocks=spec.blocks
         )
@@ -132,6 +133,9 @@ def members(spec: BuildSpec, checkpoints: Sequence[Checkpoint]) -> list[Member]:
         for mask in masks
         for block in range(spec.blocks)
     ]
+    if spec.redraw:  # by the views that share features: blocks of one are one
+        return [replace(member, draw=j // spec.blocks) for j, member in enumerate(found)]
+    return found
 
 
 def beliefs(spec: BuildSpec, checkpoints: Sequence[Checkpoint]) -> list[Member]:
@@ -214,7 +218,12 @@ def options(spec: BuildSpec) -> list[str]:
         ("seed", spec.seed, blank.seed),
     ]
     found = [word for name, value, left in given if value != left for word in (f"--{name}", value)]
-    found += ["--relative"] * spec.estimator.relative + ["--shared-masks"] * spec.shared_masks
+    flags = {
+        "--relative": spec.estimator.relative,
+        "--shared-masks": spec.shared_masks,
+        "--redraw": spec.redraw,
+    }
+    found += [flag for flag, wanted in flags.items() if wanted]
     return [f"{word:g}" if isinstance(word, float) else str(word) for word in found]
 
 

@@ -49,6 +49,7 @@ class Arm:
     axes: Mapping[str, Any] = field(default_factory=dict)
     estimator: str = "trak"
     q: str = "members"
+    powers: tuple[float, ...] = POWERS
 
     def spec(self, seed: int) -> BuildSpec:
         return BuildSpec(
@@ -71,34 +72,43 @@ def views(strategy: str, axis: str, most: int, **more: Any) -> dict[str, Any]:
 
 NETWORKS = ((1, 1), (2, 1), (5, 1), (10, 1))
 FIVE = ((1, 1), (5, 1))
+REDRAWN = {"redraw": True}  # every member has random directions of its own, as in the paper
+MASKED = {"p": 0.2, **REDRAWN}
 ARMS = (
-    Arm(name="naive", strategy="naive", features=RANDOM, sizes=NETWORKS),
-    Arm(name="dropout", features=RANDOM, **views("dropout", "masks", 20, p=0.2)),
-    Arm(name="dropout, a mask a member", features=RANDOM,
-        **views("dropout", "masks", 20, p=0.2, shared_masks=True)),
-    Arm(name="forward-only dropout", features=RANDOM, **views("forward", "masks", 20, p=0.2)),
-    Arm(name="draws without dropout", features=RANDOM, **views("draws", "draws", 20)),
-    Arm(name="kernel blocks", features=FeatureSpec(basis="random", ka=64, kg=32),
-        **views("blocks", "blocks", 5)),
-    Arm(name="snapshots", features=RANDOM, **views("snapshots", "snapshots", 5)),
-    Arm(name="short fine-tunes", features=RANDOM, **views("finetunes", "finetunes", 5)),
-    Arm(name="LoRA", features=RANDOM, **views("lora", "adapters", 5)),
+    Arm(name="naive", strategy="naive", features=RANDOM, sizes=NETWORKS, axes=REDRAWN),
+    Arm(name="naive, the paper's q", strategy="naive", features=RANDOM, sizes=NETWORKS,
+        axes=REDRAWN, powers=(1.0,)),
+    Arm(name="dropout", features=RANDOM, **views("dropout", "masks", 20, **MASKED)),
+    Arm(name="dropout, the paper's q", features=RANDOM, powers=(1.0,),
+        **views("dropout", "masks", 20, **MASKED)),
     Arm(name="naive", strategy="naive", features=OWN, sizes=NETWORKS),
-    Arm(name="naive, q of training", strategy="naive", features=OWN, sizes=FIVE, q="training"),
-    Arm(name="dropout", features=OWN, **views("dropout", "masks", 20)),
-    Arm(name="dropout, q of training", features=OWN, q="training",
-        **views("dropout", "masks", 20)),
-    Arm(name="forward-only dropout", features=OWN, **views("forward", "masks", 20)),
+    Arm(name="naive, q of training", strategy="naive", features=OWN, sizes=NETWORKS, q="training"),
+    Arm(name="naive, q of training", strategy="naive", features=WIDE, sizes=FIVE, q="training"),
     Arm(name="snapshots", features=OWN, **views("snapshots", "snapshots", 5)),
-    Arm(name="LoRA", features=OWN, **views("lora", "adapters", 5)),
+    Arm(name="snapshots, q of training", features=WIDE, q="training",
+        **views("snapshots", "snapshots", 5)),
     Arm(name="naive, Grad-Dot", strategy="naive", features=OWN, sizes=FIVE, estimator="graddot"),
     Arm(name="naive, Grad-Cos", strategy="naive", features=OWN, sizes=FIVE, estimator="gradcos"),
     Arm(name="naive, EK-FAC", strategy="naive", features=OWN, sizes=FIVE, estimator="ekfac"),
     Arm(name="snapshots, TracIn", features=OWN, estimator="tracin",
         **views("snapshots", "snapshots", 5)),
-    Arm(name="naive, q of training", strategy="naive", features=WIDE, sizes=FIVE, q="training"),
-    Arm(name="snapshots, q of training", features=WIDE, q="training",
-        **views("snapshots", "snapshots", 5)),
+    Arm(name="LoRA", features=OWN, **views("lora", "adapters", 5)),
+    Arm(name="forward-only dropout", features=OWN, **views("forward", "masks", 20)),
+    Arm(name="dropout", features=OWN, **views("dropout", "masks", 20)),
+    Arm(name="dropout, q of training", features=OWN, q="training",
+        **views("dropout", "masks", 20)),
+    Arm(name="forward-only dropout", features=RANDOM, **views("forward", "masks", 20, **MASKED)),
+    Arm(name="kernel blocks", features=FeatureSpec(basis="random", ka=64, kg=32),
+        **views("blocks", "blocks", 5, **REDRAWN)),
+    Arm(name="snapshots", features=RANDOM, **views("snapshots", "snapshots", 5, **REDRAWN)),
+    Arm(name="short fine-tunes", features=RANDOM,
+        **views("finetunes", "finetunes", 5, **REDRAWN)),
+    Arm(name="LoRA", features=RANDOM, **views("lora", "adapters", 5, **REDRAWN)),
+    Arm(name="dropout, one draw of directions", features=RANDOM,
+        **views("dropout", "masks", 20, p=0.2)),
+    Arm(name="draws without dropout", features=RANDOM, **views("draws", "draws", 20)),
+    Arm(name="dropout, a mask a member", features=RANDOM,
+        **views("dropout", "masks", 20, shared_masks=True, **MASKED)),
 )  # fmt: skip
 
 
@@ -151,7 +161,7 @@ def tune(making: Making, arm: Arm, found: Truth) -> dict[Size, Tuned]:
     """For each size of an ensemble the best settings."""
     best: dict[Size, tuple[float, float, float, np.ndarray]] = {}
     dampings = DAMPINGS if arm.estimator in ("trak", "ekfac") else (0.0,)
-    powers = (0.0,) if arm.estimator in LOSS else POWERS
+    powers = (0.0,) if arm.estimator in LOSS else arm.powers
     for damping in dampings:
         predicted = predictions(making, arm, damping, powers, found.subsets_SN)
         for (size, power), predicted_TS in predicted.items():
