@@ -1122,7 +1122,7 @@ def row(summary: dict[str, Any], truth: Artifact, evaluation: Artifact) -> dict[
         "lds_low": evaluation.manifest["low"],
         "lds_high": evaluation.manifest["high"],
         "ceiling": evaluation.manifest["ceiling"],
-        "known": evaluation.manifest["known"],
+        "known": evaluation.manifest.get("known"),
         "truth": truth.manifest["id"],
         "subsets": spec.subsets,
         "seeds": spec.seeds,
