@@ -84,7 +84,12 @@ def fitted(
         learning_rate=spec.learning_rate,
         seed=seed,
     )
-    train(model, some.x_N, some.target_N, recipe, report)
+    try:
+        train(model, some.x_N, some.target_N, recipe, report)
+    except UserError as error:
+        raise UserError(
+            found=error.found, wanted=error.wanted, next_step="lower --lora-rate"
+        ) from error
     return model
 
 

@@ -180,7 +180,7 @@ class BuildSpec:
     redraw: bool = False  # every member has random directions of its own
     blocks: int = 1  # of the kernel, each a member
     features: FeatureSpec = field(default_factory=FeatureSpec)
-    estimator: EstimatorSpec = field(default_factory=EstimatorSpec)
+    estimator: EstimatorSpec = EstimatorSpec(q="training", q_power=0.75)
     index_dims: int = 1024
     seed: int = 0
 

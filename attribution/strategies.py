@@ -81,6 +81,7 @@ def limits(spec: BuildSpec) -> list[tuple[str, float, float, float]]:
     if spec.adapters:
         found += [
             ("--rank", spec.lora.rank, 1, 100_000),
+            ("--alpha", spec.lora.alpha, 1, 1_000_000),
             ("--lora-epochs", spec.lora.epochs, 1, 100_000),
             ("--lora-rate", spec.lora.learning_rate, 1e-9, 1e3),
             ("--lora-share", spec.lora.share, 1e-6, 1),

@@ -30,6 +30,7 @@ def train(
     """Fit `network` in place by SGD with momentum; a function of its arguments alone.
 
     Only parameters that want a gradient are fitted: of a network with an adapter, the adapter.
+    The statistics of its batch norms are then left alone too.
 
     After each epoch the network, in evaluation mode, says what it believes of every training
     example; the mean over epochs is the signal that tells wrong labels best (mean over training
@@ -45,6 +46,8 @@ def train(
         weight_decay=spec.weight_decay,
     )
     belief_NC = torch.zeros(())
+    adapting = any(not p.requires_grad for p in network.parameters())
+    norms = [m for m in network.modules() if adapting and isinstance(m, BATCH_NORMS)]
     kept = snapshot_epochs(spec.epochs, spec.snapshots)
     snapshots: dict[int, dict[str, Tensor]] = {}
     with torch.random.fork_rng(devices=[]):
@@ -52,6 +55,8 @@ def train(
         for epoch in range(spec.epochs):
             report("train", epoch, spec.epochs)
             network.train()
+            for norm in norms:
+                norm.eval()
             for batch_B in torch.randperm(len(x_N), generator=draw).split(spec.batch):
                 if len(batch_B) < 2:  # batch norm needs two
                     continue
@@ -72,6 +77,7 @@ def snapshot_epochs(epochs: int, snapshots: int) -> tuple[int, ...]:
     return tuple(round(epochs * (s + 1) / snapshots) for s in range(snapshots))
 
 
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 STACKED = (nn.Flatten, nn.Linear, nn.ReLU, nn.GELU, nn.Tanh, nn.Dropout, nn.Identity, nn.LayerNorm)
 
 

@@ -24,7 +24,7 @@ from .store import Artifact, Draft, Store
 from .train import stackable, train, train_together
 
 PART = 25  # networks of one part, an artifact of its own: what a kill can cost
-FIRST_SEED = 1_000_000_000  # beyond the seeds of the networks that attribute
+FIRST_SEED = 10**15  # beyond the seeds of the networks that attribute
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +52,8 @@ def truth(
 ) -> Truth:
     """The ground truth `spec` asks for, made once and kept; a killed one resumes at its part.
 
-    More subsets or more seeds later keep those that are there. Raises `UserError` for a spec that
-    makes no sense.
+    More subsets or seeds later keep the whole parts that are there. Raises `UserError` for a spec
+    that makes no sense.
     """
     check(spec)
     chunks = [range(s, min(s + PART, spec.subsets)) for s in range(0, spec.subsets, PART)]

@@ -9,7 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # small work; threads would wait 
 import pytest
 
 from attribution.engine import Engine
-from attribution.records import BuildSpec, DataSpec, FeatureSpec
+from attribution.records import BuildSpec, DataSpec, EstimatorSpec, FeatureSpec
 
 
 class Tiny(NamedTuple):
@@ -30,6 +30,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
         masks=2,
         epochs=3,
         features=FeatureSpec(ka=8, kg=4),
+        estimator=EstimatorSpec(),
         index_dims=32,
     )
     made = Engine(root / "cache", root).build(spec)
