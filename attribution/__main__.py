@@ -323,8 +323,7 @@ def truth(
 ) -> None:
     """Retrain on random halves: what attributions have to predict. Shared, resumes when killed."""
     engine = open_engine(cache)
-    if 2 <= subsets < 10:
-        errors.print(f"Only {subsets} subsets: the intervals will be wide; 100 are usual.")
+    warn_of_few(subsets)
     with progress() as report, reported(cache, job, report) as (report, finish):
         made = engine.truth(build_id, subsets, seeds, report=report)
         if then_evaluate:
@@ -356,8 +355,14 @@ def evaluate(
     return show_rows(rows, as_json)
 
 
+def warn_of_few(subsets: int) -> None:
+    if 2 <= subsets < 10:
+        errors.print(f"Only {subsets} subsets: the intervals are wide; 100 are usual.")
+
+
 def show_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
     """What `evaluate` found, as one JSON document or a table."""
+    warn_of_few(rows[0]["subsets"])
     if as_json:
         return show_json(rows)
     table = Table("build", "ensemble", "estimator", "LDS", "95 %", "training", "query", "index")

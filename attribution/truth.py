@@ -104,8 +104,8 @@ def part(
         margins_MT = [margins(View(n), test_examples).numpy() for n in networks]
         draft.array("margins", np.stack(margins_MT))
 
-    alike = replace(spec, subsets=0, seeds=0)  # a longer truth shares its parts with a shorter one
-    made_by = {**asdict(alike), "subsets": [chunk.start, chunk.stop], "seeds": r}
+    # Of how many it is a part says nothing here: a longer truth shares the parts of a shorter one.
+    made_by = {**asdict(spec), "subsets": [chunk.start, chunk.stop], "seeds": r}
     return store.make("retrained", content_id("retrained", made_by), fill, made_by)
 
 

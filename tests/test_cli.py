@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,13 +20,18 @@ import pandas as pd
 import pytest
 import typer
 from conftest import Tiny
+from scipy.stats import spearmanr
 
 from attribution.__main__ import app, main
 from attribution.engine import Engine
+from attribution.records import DataSpec, EstimatorSpec
 
 ROOT = Path(__file__).parents[1]
 # What the tiny build of conftest was made by.
-TINY = "--noise 0.1 --models 2 --masks 2 --epochs 3 --dims 8x4 --index-dims 32".split()
+TINY = (
+    "--noise 0.1 --models 2 --masks 2 --epochs 3 --dims 8x4 --index-dims 32 --q members "
+    "--q-power 0.5"
+).split()
 SMALL = "--models 1 --masks 1 --epochs 1 --width 0.1 --dims 4x2 --index-dims 8".split()
 
 
@@ -241,6 +247,131 @@ def test_help_documents_every_option(run, name):
         assert parameter.help and parameter.help.rstrip(".") in ended.out, parameter.name
 
 
+# Ground truth and evaluation.
+
+
+class Judged(NamedTuple):
+    """A cache with the tiny build, others beside it, and the tiny build's ground truth."""
+
+    cache: Path
+    tiny: str
+    truth: str
+    relative: str  # on the same networks
+    others: dict[str, str]  # by the field that differs
+
+
+OTHERS = {
+    "data_id": {"data": DataSpec(noise=0.1, noise_seed=1)},
+    "model": {"model": "cnn"},
+    "width": {"width": 0.2},
+    "epochs": {"epochs": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def judged(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Judged:
+    cache = shutil.copytree(tiny.cache, tmp_path_factory.mktemp("judged") / "cache")
+    engine = Engine(cache)
+    spec = engine.open(tiny.build).spec
+    relative = engine.build(replace(spec, estimator=EstimatorSpec(relative=True)))["build"]
+    small = replace(spec, strategy="naive", models=1, masks=0, width=0.1, epochs=1)
+    bare = {name: {"width": spec.width, "epochs": spec.epochs} | change
+            for name, change in OTHERS.items()}  # fmt: skip
+    bare["model"] |= {"width": 1.0, "epochs": 1}
+    others = {name: engine.build(replace(small, **change))["build"]
+              for name, change in bare.items()}  # fmt: skip
+    made = engine.truth(tiny.build, 12, 2)
+    return Judged(cache, tiny.build, made.id, relative, others)
+
+
+def test_a_ground_truth_by_command_is_one_document_and_done_the_second_time(judged, run):
+    words = ("truth", judged.tiny, "--subsets", 12, "--seeds", 2, "--cache", judged.cache)
+    before = {p: p.stat().st_mtime_ns for p in judged.cache.glob("[rt]*/*/*")}
+    ended = run(*words, "--json")
+    assert document(ended) == {"truth": judged.truth, "subsets": 12, "seeds": 2}
+    assert {p: p.stat().st_mtime_ns for p in judged.cache.glob("[rt]*/*/*")} == before
+    assert f"Ground truth {judged.truth}: 12 subsets, 2 networks" in run(*words).out
+    assert "wide" not in ended.err
+
+
+def test_the_lds_is_spearmans_correlation_of_summed_scores_with_retrained_margins(judged, run):
+    builds = [judged.tiny, judged.relative]
+    rows = document(run("evaluate", *builds, "--cache", judged.cache, "--json"))
+    margins_SRT = np.load(judged.cache / "truth" / judged.truth / "margins.npy")
+    assert margins_SRT.shape == (12, 2, 500)
+    subsets_SN = Engine(judged.cache).truth(judged.tiny, 12, 2).subsets_SN
+    for name, row in zip(builds, rows, strict=True):
+        build = Engine(judged.cache).open(name)
+        predicted_TS = build.scores().astype(float) @ subsets_SN.T
+        each = [spearmanr(p, m).statistic
+                for p, m in zip(predicted_TS, margins_SRT.mean(1).T, strict=True)]  # fmt: skip
+        assert row["lds"] == pytest.approx(np.mean(each), abs=2e-3)
+        assert row["build"] == name
+        assert row["lds_low"] < row["lds_high"] <= 1
+        assert row["truth"] == judged.truth and (row["subsets"], row["seeds"]) == (12, 2)
+        halves = [spearmanr(*margins_SRT[:, :, t].T).statistic for t in range(500)]
+        half = np.mean(halves)
+        assert row["ceiling"] == pytest.approx(np.sqrt(2 * half / (1 + half)))
+        for cost in ("seconds", "bytes", "flops", "peak_memory", "members", "ensemble"):
+            assert row[cost] == build.summary[cost]
+    assert rows[0]["lds"] != rows[1]["lds"]
+    again = run("evaluate", *builds, "--truth", judged.truth, "--cache", judged.cache, "--json")
+    assert document(again) == rows
+    table = run("evaluate", judged.tiny, "--cache", judged.cache).out
+    assert judged.tiny in table and f"{rows[0]['lds']:.3f}" in table
+    assert f"{rows[0]['ceiling']:.3f}" in table
+
+
+@pytest.mark.parametrize("field", OTHERS)
+def test_a_truth_of_other_data_labels_or_networks_is_refused_by_the_field(judged, run, field):
+    build = judged.others[field]
+    ended = run("evaluate", build, "--truth", judged.truth, "--cache", judged.cache, "--json")
+    assert_mistake(ended, judged.truth, "data, labels and network", f"truth {build}")
+    assert field in ended.err
+    ended = run("evaluate", build, "--cache", judged.cache)  # nor is it taken unasked
+    assert_mistake(
+        ended, f"no ground truth for build {build}", "retrained", f"attribution truth {build}"
+    )
+
+
+@pytest.mark.parametrize("truth", ["0123456789ab", "..", "../build"])
+def test_an_unknown_truth_is_told_with_the_known_ones(judged, run, truth):
+    ended = run("evaluate", judged.tiny, "--truth", truth, "--cache", judged.cache)
+    assert_mistake(ended, f"no ground truth {truth!r}", judged.truth, f"truth {judged.tiny}")
+
+
+def test_a_build_without_a_truth_is_not_evaluated(tiny, run):
+    ended = run("evaluate", tiny.build, "--cache", tiny.cache, "--json")
+    command = f"python -m attribution truth {tiny.build}"
+    assert_mistake(ended, f"no ground truth for build {tiny.build}", "retrained", command)
+
+
+@pytest.mark.parametrize(
+    ("words", "found", "wanted"),
+    [("--subsets 1", "--subsets 1", "from 2"), ("--seeds 0", "--seeds 0", "from 1"),
+     ("--subsets -4", "--subsets -4", "from 2")],
+)  # fmt: skip
+def test_a_truth_of_nothing_is_a_mistake(tiny, run, words, found, wanted):
+    ended = run("truth", tiny.build, *words.split(), "--cache", tiny.cache)
+    assert_mistake(ended, found, wanted, found.split()[0])
+    assert not (tiny.cache / "truth").exists() and not (tiny.cache / "retrained").exists()
+
+
+def test_few_subsets_are_warned_of_on_standard_error(judged, run):
+    words = ("truth", judged.others["width"], "--subsets", 3, "--seeds", 1, "--json")
+    ended = run(*words, "--evaluate", "--cache", judged.cache)
+    assert document(ended)["subsets"] == 3
+    assert "Only 3 subsets: the intervals will be wide" in ended.err
+    row = Engine(judged.cache).evaluated(judged.others["width"])
+    assert row["subsets"] == 3 and row["ceiling"] is None  # one seed tells none
+
+
+@pytest.mark.parametrize("command", ["truth {b}", "evaluate {b}"])
+def test_a_truth_of_an_unknown_build_is_a_mistake(judged, run, command):
+    ended = run(*command.format(b="0123456789ab").split(), "--cache", judged.cache)
+    assert_mistake(ended, "no build '0123456789ab'", judged.tiny, "list")
+
+
 # Mistakes.
 
 MISTAKES = {
@@ -271,6 +402,24 @@ MISTAKES = {
     "large port": ("app --port 65536", "port 65536", "1 to 65535", "--port"),
     "unknown build": ("query 0123456789ab 0", "'0123456789ab'", "{build}", "list"),
     "a path as a build": ("scores ../../x -o {tmp}/s.npy", "'../../x'", "{build}", "list"),
+    "naive with masks": (
+        "build --strategy naive --masks 4", "naive with 4 masks", "independent", "--masks",
+    ),
+    "adapters of none": ("build --strategy lora --adapters 0", "--adapters 0", "from 1", "--adap"),
+    "rank": (
+        "build {data} --strategy lora --rank 11", "--rank 11 for layer 7", "from 1 to 10", "--rank",
+    ),
+    "targets": (
+        "build {data} --strategy lora --targets q,v", "no layer named q, v", "1, 4, 7", "--targets",
+    ),
+    "snapshots": (
+        "build --strategy snapshots --epochs 3", "--snapshots 5 of 3 epochs", "an epoch", "--snap",
+    ),
+    "draws": ("build --strategy draws", "the data's own basis", "random directions", "--basis"),
+    "mixture": (
+        "build --strategy lora --finetunes 2", "finetunes and adapters", "one of", "--adapters",
+    ),
+    "q": ("build --q x", "unknown q 'x'", "members, training", "--q"),
     "test id": ("query {build} 500", "test id 500", "from 0 to 499", "choose"),
     "negative test id": ("query {build} -- -1", "test id -1", "from 0 to 499", "choose"),
     "k": ("query {build} 0 -k 4501", "k = 4501", "1 to 4500", "smaller -k"),

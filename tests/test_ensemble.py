@@ -320,3 +320,70 @@ def test_a_data_set_that_makes_no_sense_is_a_users_mistake(index, kind):
         lambda: index.search(some),
     ):
         assert found in told(act).found
+
+
+# LoRA adapters.
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_lora_scores_are_the_dense_formula_on_gradients_of_the_adapters(name):
+    networks = NETWORKS[name]
+    before = [state_of(n) for n in networks]
+    ensemble = attribution.lora_ensemble(networks, TRAIN, adapters=2, rank=2, seed=0)
+    index = attribution.build_index(ensemble, TRAIN, WHOLE)
+    scores = index.scores(TEST)
+    scores_Tk, ids_Tk = index.search(TEST, k=10)
+    assert [state_of(n) for n in networks] == before
+    assert len(ensemble) == 2 * len(networks)
+    assert scores.shape == (T, N) and scores.dtype == np.float32 and np.isfinite(scores).all()
+    halves: list[list[np.ndarray]] = [[], []]
+    q_MN = []
+    for model in ensemble.networks:
+        assert all(n.split(".")[-2] == "default" and "lora_" in n for n in wanting(model))
+        columns = [s for s in sites(model)]
+        view = View(model.requires_grad_(True))  # so that a loop may ask for every gradient
+        for half, some in zip(halves, (TRAIN, TEST), strict=True):
+            x, y = some.tensors
+            exact = backward_loop(view, x, torch.arange(len(x)), y)
+            half.append(torch.cat([as_matrix(s, exact).flatten(1) for s in columns], 1).numpy())
+        x, y = TRAIN.tensors
+        p_NC = view.logits(x, torch.arange(N)).detach().double().softmax(1)
+        q_MN.append(1 - p_NC[torch.arange(N), y].numpy())
+    wanted = dense.scores(*halves, np.stack(q_MN), EstimatorSpec())
+    assert dense.off(scores, wanted) < 1e-3
+    np.testing.assert_array_equal(ids_Tk, scores.argsort(1)[:, ::-1][:, :10])
+
+
+def wanting(model: nn.Module) -> list[str]:
+    found = [n for n, p in model.named_parameters() if p.requires_grad]
+    assert found
+    return found
+
+
+def test_lora_ensembles_follow_from_the_seed_and_adapters_differ():
+    def made(seed: int) -> list[dict[str, torch.Tensor]]:
+        ensemble = attribution.lora_ensemble(NETWORKS["mlp"], TRAIN, adapters=2, rank=2, seed=seed)
+        return [
+            {n: p.detach() for n, p in m.named_parameters() if "lora_" in n}
+            for m in ensemble.networks
+        ]
+
+    first, again, other = made(1), made(1), made(2)
+    for one, same, unlike in zip(first, again, other, strict=True):
+        assert all(torch.equal(one[n], same[n]) for n in one)
+        assert not any(torch.equal(one[n], unlike[n]) for n in one)
+    assert len({m["base_model.model.3.lora_B.default.weight"].sum().item() for m in first}) == 4
+
+
+def test_a_lora_ensemble_that_makes_no_sense_is_a_users_mistake():
+    for adapters in (0, -2):
+        error = told(lambda n=adapters: attribution.lora_ensemble(NETWORKS["mlp"], TRAIN, n))
+        assert f"adapters = {adapters}" in error.found and "at least one" in error.wanted
+    error = told(lambda: attribution.lora_ensemble(NETWORKS["mlp"], TRAIN, rank=9))
+    assert "9 for layer 0" in error.found and "from 1 to 8" in error.wanted
+    spec = attribution.LoraSpec(targets=("query",))
+    error = told(lambda: attribution.lora_ensemble(NETWORKS["mlp"], TRAIN, rank=2, lora=spec))
+    assert "no layer named query" in error.found and "one of 0, 3" in error.wanted
+    assert "nothing" in told(lambda: attribution.lora_ensemble([], TRAIN)).found
+    empty = TensorDataset(X[:0], Y[:0])
+    assert "empty" in told(lambda: attribution.lora_ensemble(NETWORKS["mlp"], empty)).found

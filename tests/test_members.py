@@ -223,3 +223,33 @@ def test_features_do_not_depend_on_batch_size_order_or_shard(name, dtype, within
     assert same(block(view, examples[order], whole.projections, 10).phi_NK, order)
     shard = slice(9, 17)
     assert same(block(view, examples[shard], whole.projections, 10).phi_NK, shard)
+
+
+def test_a_shared_mask_is_one_for_all_examples_and_its_own_for_each_member():
+    network = nn.Sequential(nn.Dropout(0.9)).eval()
+    views = [View(network, ("0",), mask, 0.3, shared=True) for mask in (0, 1)]
+    one, other = (v.logits(torch.ones(1500, 200), KEYS) for v in views)
+    assert (one == one[0]).all() and (other == other[0]).all()
+    assert (one[0] != other[0]).any()
+    assert abs((one[0] == 0).float().mean() - 0.3) < 4 * np.sqrt(0.3 * 0.7 / 200)
+    few = views[0].logits(torch.ones(2, 200), KEYS[7:9])
+    assert torch.equal(few, one[:2])  # whatever the examples and the batch
+    each = View(network, ("0",), 0, 0.3).logits(torch.ones(1500, 200), KEYS)
+    assert len(each.unique(dim=0)) == 1500
+
+
+def test_a_shared_mask_is_a_smaller_network():
+    """The features under it are those with the dropped units cut out and the others scaled."""
+    case = CASES["mlp"]
+    x, key, target = case.examples(9, torch.float64)
+    network = case.network(torch.float64)
+    view = View(network, ("3",), 5, 0.4, shared=True)
+    (mask_BU,) = view.masks_of(x, key).values()
+    with torch.no_grad():
+        network[4].weight.mul_(mask_BU[0])
+        cut = network(x)
+        network[4].weight.div_(mask_BU[0].where(mask_BU[0] > 0, 1))
+    kept = mask_BU[0] > 0
+    assert 0 < kept.sum() < len(kept)
+    assert (network[4].weight[:, ~kept] == 0).all()  # the cut stays, and does not matter
+    torch.testing.assert_close(view.logits(x, key), cut)

@@ -9,9 +9,17 @@ import torch.nn.functional as F
 from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
+from zoo import CASES
 
 from attribution.records import RunSpec, UserError
-from attribution.train import Trained, probabilities, train
+from attribution.train import (
+    Trained,
+    probabilities,
+    snapshot_epochs,
+    stackable,
+    train,
+    train_together,
+)
 
 SPEC = RunSpec(
     data_id="d" * 12, model="mlp", epochs=4, batch=16, weight_decay=0.01, learning_rate=0.05
@@ -169,3 +177,138 @@ def test_probabilities_are_softmax_in_evaluation_mode_whatever_the_batch(batch):
         odds = network(x).double().exp()
     torch.testing.assert_close(found.double(), odds / odds.sum(1, keepdim=True), atol=1e-6, rtol=0)
     assert not found.requires_grad
+
+
+# Several networks at once.
+
+STACK = RunSpec(
+    data_id="d" * 12, model="mlp", epochs=3, batch=16, weight_decay=0.01, learning_rate=0.05,
+    seed=7,
+)  # fmt: skip
+
+
+def steady(seed: int) -> nn.Module:
+    """Nothing in it is drawn at random while it is trained."""
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(4, 9), nn.Tanh(), nn.LayerNorm(9), nn.Linear(9, 3))
+
+
+def alone(network: nn.Module, rows_n: Tensor, orders: list[Tensor]) -> nn.Module:
+    """One network on its rows by a plain loop, the examples of each epoch in the order given."""
+    x, y = iris()
+    optimiser = torch.optim.SGD(
+        network.parameters(), lr=STACK.learning_rate, momentum=0.9, weight_decay=0.01
+    )
+    for order_n in orders:
+        for some in rows_n[order_n].split(STACK.batch):
+            optimiser.zero_grad()
+            (-network(x[some]).log_softmax(1)[torch.arange(len(some)), y[some]]).mean().backward()
+            optimiser.step()
+    return network
+
+
+def drawn_rows(networks: int, count: int = 75) -> Tensor:
+    draw = torch.Generator().manual_seed(1)
+    return torch.stack([torch.randperm(150, generator=draw)[:count] for _ in range(networks)])
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_networks_trained_together_are_those_trained_alone_on_their_own_rows(count):
+    networks, rows_Mn = [steady(m) for m in range(count)], drawn_rows(count)
+    wanted = copy.deepcopy(networks)
+    train_together(networks, *iris(), rows_Mn, STACK)
+    draw = torch.Generator().manual_seed(STACK.seed)
+    orders = [torch.rand(count, 75, generator=draw).argsort(1) for _ in range(STACK.epochs)]
+    for m, network in enumerate(wanted):
+        start = copy.deepcopy(network.state_dict())
+        alone(network, rows_Mn[m], [order_Mn[m] for order_Mn in orders])
+        for name, value in networks[m].state_dict().items():
+            torch.testing.assert_close(value, network.state_dict()[name], rtol=1e-4, atol=1e-5)
+            assert not torch.equal(value, start[name])
+        assert not any(module.training for module in networks[m].modules())
+
+
+def test_what_is_trained_beside_a_network_does_not_move_it():
+    """Other data for the others, the same for it."""
+    rows_Mn = drawn_rows(3)
+    other = rows_Mn.clone()
+    other[1:] = other[1:].flip(1) // 2
+    one, two = ([steady(m) for m in range(3)] for _ in range(2))
+    train_together(one, *iris(), rows_Mn, STACK)
+    train_together(two, *iris(), other, STACK)
+    for a, b in zip(one[0].parameters(), two[0].parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+    assert not torch.allclose(one[1][0].weight, two[1][0].weight, atol=1e-3)
+
+
+def test_dropout_differs_between_networks_that_are_trained_together():
+    networks = [copy.deepcopy(fresh_without_norm()) for _ in range(3)]
+    rows_Mn = torch.arange(150).expand(3, 150)
+    whole = RunSpec(**{**vars(STACK), "batch": 150, "epochs": 1})  # the order does not matter
+    train_together(networks, *iris(), rows_Mn, whole)
+    first = [n[0].weight.detach() for n in networks]
+    for a, b in ((0, 1), (1, 2), (0, 2)):
+        assert (first[a] - first[b]).abs().max() > 1e-4
+
+
+def fresh_without_norm() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 12), nn.ReLU(), nn.Dropout(0.3), nn.Linear(12, 3))
+
+
+def test_training_together_is_a_function_of_its_arguments_and_of_no_random_stream():
+    found = []
+    for stream in (1, 2):
+        networks = [fresh_without_norm() for _ in range(2)]
+        torch.manual_seed(stream)
+        before = torch.random.get_rng_state()
+        train_together(networks, *iris(), drawn_rows(2), STACK)
+        assert torch.equal(before, torch.random.get_rng_state())
+        found.append(torch.cat([p.flatten() for n in networks for p in n.parameters()]))
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn", "resnet9", "vit"])
+def test_only_networks_without_convolution_and_batch_norm_are_stacked(name):
+    assert stackable(CASES[name].network(torch.float32)) == (name == "mlp")
+
+
+def test_what_can_be_stacked():
+    assert stackable(steady(0)) and stackable(fresh_without_norm())
+    assert not stackable(fresh())  # batch norm
+    assert not stackable(nn.Sequential(nn.Unflatten(1, (1, 4)), nn.Conv1d(1, 3, 4), nn.Flatten()))
+
+
+def test_networks_that_diverge_together_are_a_users_mistake():
+    wild = RunSpec(**{**vars(STACK), "learning_rate": 1e20, "epochs": 50})
+    networks = [nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)) for _ in range(2)]
+    with pytest.raises(UserError) as told:
+        train_together(networks, *iris(), drawn_rows(2), wild)
+    assert "loss of" in told.value.found and "epoch" in told.value.found
+    assert told.value.wanted == "training that converges"
+
+
+# Snapshots.
+
+
+@pytest.mark.parametrize(
+    ("epochs", "snapshots", "kept"),
+    [(4, 0, ()), (4, 1, (4,)), (4, 2, (2, 4)), (4, 4, (1, 2, 3, 4)), (10, 3, (3, 7, 10))],
+)
+def test_snapshots_are_evenly_spaced_and_end_with_the_run(epochs, snapshots, kept):
+    assert snapshot_epochs(epochs, snapshots) == kept
+    spec = RunSpec(**{**vars(SPEC), "epochs": epochs, "snapshots": snapshots})
+    found = train(fresh(), *iris(), spec)
+    assert tuple(found.snapshots) == kept
+    for epoch, weights in found.snapshots.items():
+        until = RunSpec(**{**vars(SPEC), "epochs": epoch})
+        ended = train(fresh(), *iris(), until).network.state_dict()
+        assert all(torch.equal(weights[k], v) for k, v in ended.items())
+
+
+def test_there_are_as_many_snapshots_as_asked_for_up_to_one_an_epoch():
+    for epochs in range(1, 30):
+        for snapshots in range(1, epochs + 1):
+            found = snapshot_epochs(epochs, snapshots)
+            assert len(set(found)) == snapshots and found == tuple(sorted(found))
+            assert found[0] >= 1 and found[-1] == epochs
