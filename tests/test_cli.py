@@ -361,7 +361,7 @@ def test_few_subsets_are_warned_of_on_standard_error(judged, run):
     words = ("truth", judged.others["width"], "--subsets", 3, "--seeds", 1, "--json")
     ended = run(*words, "--evaluate", "--cache", judged.cache)
     assert document(ended)["subsets"] == 3
-    assert "Only 3 subsets: the intervals will be wide" in ended.err
+    assert "Only 3 subsets: the intervals are wide" in ended.err
     row = Engine(judged.cache).evaluated(judged.others["width"])
     assert row["subsets"] == 3 and row["ceiling"] is None  # one seed tells none
 
