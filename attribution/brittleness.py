@@ -17,7 +17,7 @@ import torch
 from .data import Dataset
 from .features import Examples
 from .models import network
-from .records import Report, RunSpec, UserError, silent
+from .records import Report, RunSpec, silent, within
 from .train import probabilities
 from .truth import FIRST_SEED, PART, retrain
 
@@ -40,17 +40,13 @@ class BrittlenessSpec:
 
 def check(spec: BrittlenessSpec, train: int) -> None:
     """Raise `UserError` for numbers that make no sense."""
-    for option, value, low, high in (
-        ("--tests", spec.tests, 1, 10_000),
-        ("--most", spec.most, 1, train // 2),
-        ("--step", spec.step, 1, spec.most),
-    ):
-        if not low <= value <= high:
-            raise UserError(
-                found=f"{option} {value}",
-                wanted=f"a number from {low} to {high}",
-                next_step=f"give {option} a value in that range",
-            )
+    within(
+        [
+            ("--tests", spec.tests, 1, 10_000),
+            ("--most", spec.most, 1, train // 2),
+            ("--step", spec.step, 1, spec.most),
+        ]
+    )
 
 
 def flips(

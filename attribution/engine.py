@@ -57,6 +57,7 @@ from .records import (
     content_id,
     known,
     silent,
+    within,
 )
 from .store import Artifact, Draft, Store, is_id
 from .strategies import STRATEGIES
@@ -363,13 +364,7 @@ def check(spec: BuildSpec) -> None:
         ("--noise-seed", spec.data.noise_seed, 0, 1e9),
     ]
     limits += strategies.limits(spec)
-    for option, value, low, high in limits:
-        if not low <= value <= high:
-            raise UserError(
-                found=f"{option} {value:g}",
-                wanted=f"a number from {low:g} to {high:g}",
-                next_step=f"give {option} a value in that range",
-            )
+    within(limits)
     strategies.check(spec)
 
 

@@ -6,7 +6,7 @@ for". Every record here is a plain value: it knows no path, no tensor and no net
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any, Literal
 
@@ -41,6 +41,17 @@ def known(kind: str, name: str, names: Mapping[str, Any] | tuple[str, ...], opti
             wanted=f"one of {', '.join(names)}",
             next_step=f"choose one with {option}",
         )
+
+
+def within(limits: Iterable[tuple[str, float, float, float]]) -> None:
+    """Raise :class:`UserError` for the first (option, value, least, most) that is out of range."""
+    for option, value, low, high in limits:
+        if not low <= value <= high:
+            raise UserError(
+                found=f"{option} {value:g}",
+                wanted=f"a number from {low:g} to {high:g}",
+                next_step=f"give {option} a value in that range",
+            )
 
 
 def content_id(*parts: Any) -> str:

@@ -19,7 +19,7 @@ from .data import Dataset
 from .features import Examples, margins
 from .members import View
 from .models import network
-from .records import Report, RunSpec, TruthSpec, UserError, content_id, silent
+from .records import Report, RunSpec, TruthSpec, content_id, silent, within
 from .store import Artifact, Draft, Store
 from .train import stackable, train, train_together
 
@@ -156,15 +156,10 @@ def differing(mine: RunSpec, other: RunSpec) -> list[str]:
 
 
 def check(spec: TruthSpec) -> None:
-    limits: tuple[tuple[str, float, float, float], ...] = (
-        ("--subsets", spec.subsets, 2, 1_000_000),
-        ("--seeds", spec.seeds, 1, 1000),
-        ("--share", spec.share, 0.01, 0.99),
+    within(
+        [
+            ("--subsets", spec.subsets, 2, 1_000_000),
+            ("--seeds", spec.seeds, 1, 1000),
+            ("--share", spec.share, 0.01, 0.99),
+        ]
     )
-    for option, value, low, high in limits:
-        if not low <= value <= high:
-            raise UserError(
-                found=f"{option} {value:g}",
-                wanted=f"a number from {low:g} to {high:g}",
-                next_step=f"give {option} a value in that range",
-            )
