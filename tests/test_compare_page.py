@@ -18,7 +18,7 @@ from streamlit.testing.v1 import AppTest
 from attribution import compare
 from attribution.engine import Engine, spec_from
 from attribution.export import comparison_csv
-from attribution.records import BuildSpec, DataSpec, FeatureSpec, UserError
+from attribution.records import BuildSpec, DataSpec, EstimatorSpec, FeatureSpec, UserError
 from pages.parts import opened
 
 
@@ -42,7 +42,7 @@ def compared(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Compared:
     shutil.copytree(tiny.cache, root / "cache")
     engine = Engine(root / "cache", root)
     common = {"data": DataSpec(noise=0.1), "epochs": 3, "index_dims": 32,
-              "features": FeatureSpec(ka=8, kg=4)}  # fmt: skip
+              "features": FeatureSpec(ka=8, kg=4), "estimator": EstimatorSpec()}  # fmt: skip
     naive = engine.build(BuildSpec(strategy="naive", models=2, masks=0, **common))["build"]
     alone = engine.build(BuildSpec(models=1, masks=2, **common))["build"]
     made = engine.truth(tiny.build, subsets=6, seeds=2)
