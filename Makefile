@@ -1,7 +1,7 @@
 # make demo    install, build the demo (10 % of the labels flipped on purpose), open the app
 # make test    install, run every test
 # make check   install, lint, formatting, types
-# make bench   the benchmarks, one line each; make bench NAME=demo runs one
+# make bench   lists the benchmarks, one line each; make bench NAME=demo runs one
 #
 # Options: PORT=8600 another port for the app, OPEN=0 no browser window, STUDY=0 no other strategies in
 # the background, PYTHON=/path/to/python

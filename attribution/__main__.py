@@ -122,14 +122,17 @@ def build(
         float, typer.Option(help="Damping, in units of the kernel's mean diagonal.")
     ] = DEFAULT.estimator.damping,
     q: Annotated[
-        str,
-        typer.Option(help="What 1 - p is averaged over: members, or training (its epochs)."),
-    ] = DEFAULT.estimator.q,
+        str | None,
+        typer.Option(
+            help="What 1 - p is averaged over: members (left out, for forward) or training, its "
+            "epochs (left out, for all others)."
+        ),
+    ] = None,
     q_power: Annotated[
         float | None,
         typer.Option(
-            help="Power of the mean 1 - p; the paper has 1. Left out: 0.5 with masks, 0 for "
-            "ekfac and tracin, else 0.25."
+            help="Power of that mean; the paper has 1. Left out: 0 for ekfac and tracin, 0.75 for "
+            "q of training, else 0.5 with masks and 0.25 without."
         ),
     ] = None,
     relative: Annotated[
@@ -163,6 +166,8 @@ def build(
             "blocks": blocks,
         },
     )
+    if q is None:
+        q = strategies.usual_q(axes["forward_only"])
     if q_power is None:
         q_power = strategies.usual_power(estimator, axes["masks"], q)
     spec = BuildSpec(

@@ -6,6 +6,7 @@ act, so that several pages, processes and reviewers can use one file.
 """
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -30,6 +31,7 @@ CREATE TABLE IF NOT EXISTS events (
     evidence TEXT NOT NULL
 )
 """
+PATIENCE = 30  # seconds to wait for other writers
 COLUMNS = "seq, data_id, example_id, verdict, label, reviewer, time, build_id, evidence"
 
 
@@ -139,17 +141,37 @@ class Decisions:
         )
         return replace(about, seq=cursor.lastrowid or 0) if act == "decide" else about
 
-    @contextmanager
-    def _open(self, write: bool = False) -> Iterator[sqlite3.Connection]:
-        """A connection in write-ahead mode, inside one transaction, flushed to disk at its end."""
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            db = sqlite3.connect(self.path, timeout=30, isolation_level=None)
+    def _begun(self, write: bool) -> sqlite3.Connection:
+        """A connection inside a transaction.
+
+        SQLite waits for other writers by itself, but not while another connection turns the
+        write-ahead log on or, as the last one, puts it away.
+        """
+        until = time.monotonic() + PATIENCE
+        while True:
+            db = sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None)
             try:
                 db.execute("PRAGMA journal_mode = WAL")
                 db.execute("PRAGMA synchronous = FULL")
                 db.execute(TABLE)
                 db.execute("BEGIN IMMEDIATE" if write else "BEGIN")
+                return db
+            except sqlite3.OperationalError as error:
+                db.close()
+                if not busy(error) or time.monotonic() > until:
+                    raise
+                time.sleep(0.01)
+            except sqlite3.Error:
+                db.close()
+                raise
+
+    @contextmanager
+    def _open(self, write: bool = False) -> Iterator[sqlite3.Connection]:
+        """A connection in write-ahead mode, inside one transaction, flushed to disk at its end."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            db = self._begun(write)
+            try:
                 yield db
                 db.execute("COMMIT")
             finally:
@@ -160,6 +182,10 @@ class Decisions:
                 wanted="a readable and writable file with room on its disk",
                 next_step="mend that, or choose another folder with --workspace",
             ) from error
+
+
+def busy(error: sqlite3.OperationalError) -> bool:
+    return error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 def now() -> str:

@@ -98,8 +98,13 @@ class Engine:
         return [dict(a.manifest["summary"]) for a in self.store.all("build")]
 
     def newest(self) -> str:
-        """The id of the build that was finished last, or "" where there is none."""
-        return next((b["build"] for b in self.builds()), "")
+        """The id of the build that was asked for last, or "" where there is none.
+
+        Builds that `study` made beside another were not asked for.
+        """
+        found = self.builds()
+        asked_for = [b for b in found if not b.get("beside")]
+        return next((b["build"] for b in asked_for or found), "")
 
     def open(self, build_id: str) -> "Build":
         """A finished build. Raises `UserError` where it is unknown or damaged."""
@@ -118,10 +123,11 @@ class Engine:
                     self._opened.popitem(last=False)
             return self._opened[build_id]
 
-    def build(self, spec: BuildSpec, report: Report = silent) -> dict[str, Any]:
+    def build(self, spec: BuildSpec, report: Report = silent, beside: str = "") -> dict[str, Any]:
         """Make everything `spec` asks for that is not there yet, and the build's summary.
 
-        Raises `UserError` for a spec that makes no sense, before anything is computed.
+        `beside` names the build that it is only to be compared with. Raises `UserError` for a spec
+        that makes no sense, before anything is computed.
         """
         check(spec)
         data = dataset(self.store, spec.data, report)
@@ -131,7 +137,10 @@ class Engine:
         making = Making(self.store, spec, data, report)
         index = making.index()
         artifact = self.store.make(
-            "build", build_id, lambda draft: making.summarise(draft, build_id, index), asdict(spec)
+            "build",
+            build_id,
+            lambda draft: making.summarise(draft, build_id, index, beside),
+            asdict(spec),
         )
         return dict(artifact.manifest["summary"])
 
@@ -167,8 +176,7 @@ class Engine:
         return self._truths(build.recipe)
 
     def _truths(self, recipe: RunSpec) -> list[Artifact]:
-        run = replace(recipe, snapshots=0)
-        found = [a for a in self.store.all("truth") if not differing(run, truth_spec(a).run)]
+        found = [a for a in self.store.all("truth") if not differing(recipe, truth_spec(a).run)]
         return sorted(found, key=lambda a: truth_spec(a).subsets * truth_spec(a).seeds)[::-1]
 
     def evaluate(
@@ -223,7 +231,7 @@ class Engine:
             def further(stage: str, done: int, total: int, name: str = spec.strategy) -> None:
                 report(f"{name}: {stage}", done, total)
 
-            ids.append(self.build(spec, further)["build"])
+            ids.append(self.build(spec, further, beside=build_id)["build"])
         self.truth(build_id, subsets, seeds, report=report)
         return self.evaluate_all(ids, report=report)
 
@@ -259,14 +267,13 @@ class Engine:
 
     def comparable(self, build_id: str) -> list[dict[str, Any]]:
         """Summaries of the builds on the same data and network as this one, it included."""
-        run = replace(self.open(build_id).recipe, snapshots=0)
-        found = []
+        mine, found = self.open(build_id).recipe, []
         for artifact in self.store.all("build"):
             try:
                 other = recipe(self.store, artifact)
             except UserError:  # a damaged one is told on the page of builds
                 continue
-            if not differing(run, replace(other, snapshots=0)):
+            if not differing(mine, other):
                 found.append(dict(artifact.manifest["summary"]))
         return found
 
@@ -323,7 +330,7 @@ class Engine:
                 wanted=f"one of {', '.join(ids)}" if ids else "a finished one",
                 next_step=f"run `python -m attribution truth {build.id}`",
             )
-        if fields := differing(replace(build.recipe, snapshots=0), truth_spec(named).run):
+        if fields := differing(build.recipe, truth_spec(named).run):
             raise UserError(
                 found=f"ground truth {truth_id} made with another {', '.join(fields)}",
                 wanted=f"one of the data, labels and network of build {build.id}",
@@ -688,7 +695,7 @@ class Making:
             "query": stored * each,
         }
 
-    def summarise(self, draft: Draft, build_id: str, index: Artifact) -> None:
+    def summarise(self, draft: Draft, build_id: str, index: Artifact, beside: str) -> None:
         """The build's summary, and what it is made of."""
         spec, data = self.spec, self.data
         members, blocks = self.members, unique(self.blocks)
@@ -714,6 +721,7 @@ class Making:
             },
             summary={
                 "build": build_id,
+                "beside": beside,
                 "data": spec.data.name,
                 "noise": spec.data.noise,
                 "model": spec.model,
@@ -967,13 +975,11 @@ class Build:
 
     def _whitened(self, stage: str, report: Report) -> Iterator[tuple[Tensor, Tensor]]:
         """Exact vectors of the training and the test examples, (N, K) and (T, K), by member."""
-        estimator = self.spec.estimator
-        for m, (member, name) in enumerate(zip(self.members, self._features, strict=True)):
+        blocks = (self._part("features", name) for name in self._features)
+        vectors = whitened(self.members, blocks, self.spec.estimator)
+        for m, pair in enumerate(vectors):
             report(stage, m, len(self.members))
-            features = self._part("features", name)
-            phi_NK = phi_of(features, "train", member, estimator)
-            white = whitening(phi_NK, estimator)
-            yield white(phi_NK), white(phi_of(features, "test", member, estimator))
+            yield pair
         report(stage, len(self.members), len(self.members))
 
     def image(self, split: str, position: int) -> np.ndarray:
@@ -1082,6 +1088,16 @@ def phi_of(features: Artifact, split: str, member: Member, estimator: EstimatorS
     half = half[:, columns(member, half.shape[1])]
     phi_NK = torch.from_numpy(half.astype(np.float32)) * features.manifest[f"{split}_scale"]
     return asked(phi_NK, torch.from_numpy(features.array(f"{split}_margin")), estimator)
+
+
+def whitened(
+    members: Iterable[Member], blocks: Iterable[Artifact], estimator: EstimatorSpec
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Exact vectors of the training and the test examples, (N, K) and (T, K), by member."""
+    for member, features in zip(members, blocks, strict=True):
+        phi_NK = phi_of(features, "train", member, estimator)
+        white = whitening(phi_NK, estimator)
+        yield white(phi_NK), white(phi_of(features, "test", member, estimator))
 
 
 def columns(member: Member, K: int) -> slice:

@@ -37,6 +37,11 @@ ABSENT = {"draws": 1, "blocks": 1}  # an axis of one; the others are absent at 0
 ALIKE = ("masks", "adapters", "finetunes", "draws")  # views that differ by chance alone
 
 
+def used(spec: BuildSpec, among: Sequence[str] = AXES) -> list[str]:
+    """The axes along which an ensemble has more than the network itself."""
+    return [axis for axis in among if getattr(spec, axis) > ABSENT.get(axis, 0)]
+
+
 def axes(strategy: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a `BuildSpec`: those given (not None), the strategy's, or absent."""
     chosen: dict[str, Any] = {axis: ABSENT.get(axis, 0) for axis in AXES}
@@ -54,14 +59,20 @@ def usual_power(estimator: str, masks: int, q: str) -> float:
     return 0.5 if masks else 0.25
 
 
+def usual_q(forward_only: bool) -> str:
+    """What q is averaged over: masks for q alone change only that of the members."""
+    return "members" if forward_only else BuildSpec().estimator.q
+
+
 def rivals(spec: BuildSpec) -> list[BuildSpec]:
     """The other strategies on the same data and networks, each with its usual axes."""
     found = []
     for strategy in STUDIED:
         chosen = axes(strategy, {})
         chosen["snapshots"] = min(chosen["snapshots"], spec.epochs)
-        power = usual_power(spec.estimator.name, chosen["masks"], spec.estimator.q)
-        estimator = replace(spec.estimator, q_power=power)
+        q = "members" if chosen["forward_only"] else spec.estimator.q
+        power = usual_power(spec.estimator.name, chosen["masks"], q)
+        estimator = replace(spec.estimator, q=q, q_power=power)
         if strategy != spec.strategy:
             found.append(replace(spec, strategy=strategy, estimator=estimator, **chosen))
     return found
@@ -91,19 +102,25 @@ def limits(spec: BuildSpec) -> list[tuple[str, float, float, float]]:
 
 def check(spec: BuildSpec) -> None:
     """Raise `UserError` for axes that do not go together."""
-    used = [axis for axis in AXES if getattr(spec, axis) > ABSENT.get(axis, 0)]
-    if spec.strategy == "naive" and used:
+    if spec.strategy == "naive" and used(spec):
+        axis = used(spec)[0]
         raise UserError(
-            found=f"--strategy naive with {getattr(spec, used[0])} {used[0]}",
+            found=f"--strategy naive with {getattr(spec, axis)} {axis}",
             wanted="independent networks only",
-            next_step=f"leave out --{used[0]}, or choose another --strategy",
+            next_step=f"leave out --{axis}, or choose another --strategy",
         )
-    from_weights = [a for a in ("finetunes", "snapshots", "adapters") if getattr(spec, a)]
+    from_weights = used(spec, ("finetunes", "snapshots", "adapters"))
     if len(from_weights) > 1:
         raise UserError(
             found=f"{' and '.join(from_weights)} in one ensemble",
             wanted="one of finetunes, snapshots and adapters (any of them with masks)",
             next_step=f"leave out --{from_weights[-1]}",
+        )
+    if spec.forward_only and spec.estimator.q == "training":
+        raise UserError(
+            found="--q training with masks for q only",
+            wanted="q of the members, which is all that these masks change",
+            next_step="give --q members",
         )
     if spec.snapshots > spec.epochs:
         raise UserError(
@@ -156,8 +173,8 @@ def under(spec: BuildSpec, mask: int | None) -> dict[str, Any]:
 
 def kind(spec: BuildSpec) -> str:
     """What the members of one network are, for an error bar to say."""
-    used = [axis for axis in AXES if getattr(spec, axis) > ABSENT.get(axis, 0)]
-    return VIEWS[used[0]] if len(used) == 1 else "views"
+    names = used(spec)
+    return VIEWS[names[0]] if len(names) == 1 else "views"
 
 
 def growing(spec: BuildSpec) -> str | None:
@@ -165,10 +182,10 @@ def growing(spec: BuildSpec) -> str | None:
 
     None where there is none: more snapshots or blocks are other ones, masks for q no members.
     """
-    used = [axis for axis in ALIKE if getattr(spec, axis) > ABSENT.get(axis, 0)]
+    names = used(spec, ALIKE)
     if spec.forward_only:
-        used = [axis for axis in used if axis != "masks"]
-    return used[0] if used else None
+        names.remove("masks")
+    return names[0] if names else None
 
 
 def views(spec: BuildSpec) -> int:
@@ -213,7 +230,7 @@ def options(spec: BuildSpec) -> list[str]:
         ("basis", spec.features.basis, blank.features.basis),
         ("dims", dims(spec), dims(blank)),
         ("damping", spec.estimator.damping, blank.estimator.damping),
-        ("q", spec.estimator.q, blank.estimator.q),
+        ("q", spec.estimator.q, usual_q(spec.forward_only)),
         ("q-power", spec.estimator.q_power, None),
         ("index-dims", spec.index_dims, blank.index_dims),
         ("seed", spec.seed, blank.seed),

@@ -151,7 +151,7 @@ def truth_spec(artifact: Artifact) -> TruthSpec:
 
 def differing(mine: RunSpec, other: RunSpec) -> list[str]:
     """The fields in which a truth's recipe is not that of the networks that attribute."""
-    alike = replace(other, seed=mine.seed)
+    alike = replace(other, seed=mine.seed, snapshots=mine.snapshots)
     return [n for n, value in asdict(mine).items() if asdict(alike)[n] != value]
 
 

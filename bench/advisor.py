@@ -11,8 +11,7 @@ import numpy as np
 import torch
 
 from attribution.compare import forecast, variance
-from attribution.engine import Making, phi_of
-from attribution.estimators import whitening
+from attribution.engine import Making, whitened
 from attribution.index import weights
 from attribution.metrics import lds
 from attribution.records import EstimatorSpec, silent
@@ -51,13 +50,8 @@ def sums(making: Making, found: Truth) -> np.ndarray:
     chosen_NS = torch.from_numpy(found.subsets_SN.T.copy()).float()
     q_N = making.training_q()
     weighted_NS = weights(q_N, torch.ones(()), ESTIMATOR)[:, None] * chosen_NS
-    out = []
-    for member, features in zip(making.members, making.blocks, strict=True):
-        phi_NK = phi_of(features, "train", member, ESTIMATOR)
-        white = whitening(phi_NK, ESTIMATOR)
-        w_TK = white(phi_of(features, "test", member, ESTIMATOR))
-        out.append((w_TK @ (white(phi_NK).mT @ weighted_NS)).numpy())
-    return np.stack(out)
+    vectors = whitened(making.members, making.blocks, ESTIMATOR)
+    return np.stack([(w_TK @ (w_NK.mT @ weighted_NS)).numpy() for w_NK, w_TK in vectors])
 
 
 def twice(

@@ -18,11 +18,18 @@ import torch
 
 from attribution import strategies
 from attribution.data import dataset
-from attribution.engine import Making, examples, mean_q, phi_of, seconds, unique
-from attribution.estimators import LOSS, whitening
+from attribution.engine import Making, examples, mean_q, seconds, unique, whitened
 from attribution.index import weights
 from attribution.metrics import ceiling, interval, lds
-from attribution.records import BuildSpec, EstimatorSpec, FeatureSpec, RunSpec, TruthSpec, silent
+from attribution.records import (
+    LOSS,
+    BuildSpec,
+    EstimatorSpec,
+    FeatureSpec,
+    RunSpec,
+    TruthSpec,
+    silent,
+)
 from attribution.store import Store
 from attribution.truth import Truth, truth
 
@@ -185,10 +192,8 @@ def predictions(
     chosen_NS = torch.from_numpy(subsets_SN.T.copy()).float()
     count = len(making.members)
     total_TN = {size: torch.zeros(len(making.test), len(making.train)) for size in arm.sizes}
-    for j, (member, features) in enumerate(zip(making.members, making.blocks, strict=True)):
-        phi_NK = phi_of(features, "train", member, estimator)
-        white = whitening(phi_NK, estimator)
-        scores_TN = white(phi_of(features, "test", member, estimator)) @ white(phi_NK).mT
+    for j, (w_NK, w_TK) in enumerate(whitened(making.members, making.blocks, estimator)):
+        scores_TN = w_TK @ w_NK.mT
         for size in arm.sizes:
             if within(making, count, j, size):
                 total_TN[size] += scores_TN

@@ -100,7 +100,7 @@ def form() -> None:
             )
             dropout = st.slider("Share dropped by a mask", 0.05, 0.5, 0.1, 0.05, key="dropout")
             width = st.number_input("Width of resnet9", 0.125, 2.0, 1.0, 0.125, key="width")
-            seed = st.number_input("Seed", 0, 2**31 - 1, 0, key="seed")
+            seed = st.number_input("Seed", 0, 10**9, 0, key="seed")
         if st.form_submit_button("Start build", type="primary", width="stretch"):
             options = ["--data", data, "--noise", f"{noise / 100:g}", "--noise-kind", kind]
             options += ["--model", model, "--models", str(networks), "--epochs", str(epochs)]

@@ -695,3 +695,16 @@ def test_masks_and_dropout_do_not_matter_to_a_naive_build(tiny, copy):
     engine = Engine(copy)
     spec = replace(tiny_spec(tiny), strategy="naive", masks=0, p=0.0)
     assert engine.build(spec)["members"] == 2
+
+
+def test_the_newest_build_is_the_one_that_was_asked_for(tmp_path):
+    engine = Engine(tmp_path / "cache")
+    assert engine.newest() == ""
+    mine = engine.build(SMALL)["build"]
+    other = engine.build(replace(SMALL, masks=1), beside=mine)["build"]
+    assert other != mine and engine.newest() == mine
+    last = engine.build(replace(SMALL, masks=3))["build"]
+    assert engine.newest() == last
+    for name in (mine, last):
+        shutil.rmtree(tmp_path / "cache" / "build" / name)
+    assert Engine(tmp_path / "cache").newest() == other  # there is no other

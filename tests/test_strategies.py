@@ -523,6 +523,13 @@ def bad() -> Iterator[tuple[BuildSpec, str, str, str]]:
     ):  # fmt: skip
         none = replace(plain, strategy=name, **{axis: 0})
         yield none, f"--{axis} 0", "a number from 1", f"--{axis}"
+    yield (
+        replace(
+            plain, strategy="forward", masks=2, forward_only=True,
+            estimator=EstimatorSpec(q="training"),
+        ),
+        "--q training with masks for q only", "q of the members", "--q members",
+    )  # fmt: skip
     yield replace(plain, snapshots=-1), "--snapshots -1", "from 0", "--snapshots"
     lora = replace(plain, strategy="lora", adapters=1)
     for option, settings in {
@@ -572,3 +579,23 @@ def test_adapters_that_fit_no_layer_are_refused_before_anything_is_trained(
     assert wanted in told.value.wanted
     assert next_step in told.value.next_step
     assert not (tmp_path / "cache" / "run").exists()
+
+
+def test_a_study_builds_every_other_strategy_evaluates_all_and_leaves_the_builds_asked_for(
+    tmp_path,
+):
+    engine = Engine(tmp_path / "cache")
+    spec = BuildSpec(models=2, masks=2, epochs=1, features=FeatureSpec(ka=6, kg=2), index_dims=24)
+    mine = engine.build(spec)["build"]
+    rows = engine.study(mine, subsets=4, seeds=1)
+    builds = [engine.open(row["build"]) for row in rows]
+    assert [b.spec.strategy for b in builds] == [
+        "dropout", "naive", "forward", "snapshots", "finetunes", "lora",
+    ]  # fmt: skip
+    assert engine.newest() == mine
+    assert len({row["truth"] for row in rows}) == 1
+    naive, forward = builds[1].scores(), builds[2].scores()  # masks for q are not without effect
+    assert np.abs(naive - forward).max() > 0.01 * np.abs(naive).max()
+    told: list[str] = []
+    assert engine.study(mine, 4, 1, lambda stage, *_: told.append(stage)) == rows
+    assert not any("features" in stage for stage in told)  # everything was there

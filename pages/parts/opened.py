@@ -43,7 +43,7 @@ def build_or_stop(title: str, about: str) -> Build:
         no_builds()
         st.stop()
     kept = st.session_state.get("build")
-    wanted = st.query_params.get("build") or (kept if kept in names else next(iter(names)))
+    wanted = st.query_params.get("build") or (kept if kept in names else engine().newest())
     build = engine().open(wanted)  # refuses an unknown id before a widget could swallow it
     if len(names) > 1:
         with choice:
