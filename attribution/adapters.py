@@ -85,7 +85,7 @@ def fitted(
         seed=seed,
     )
     try:
-        train(model, some.x_N, some.target_N, recipe, report)
+        train(model, some.x_N, some.target_N, recipe, report, beliefs=False)
     except UserError as error:
         raise UserError(
             found=error.found, wanted=error.wanted, next_step="lower --lora-rate"

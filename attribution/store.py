@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ class Draft:
     def __init__(self, place: Path) -> None:
         self.place = place
         self.notes: dict[str, Any] = {}
-        self.created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        self.created = datetime.now(UTC).isoformat(timespec="milliseconds")
 
     def array(self, name: str, values: np.ndarray) -> None:
         buffer = BytesIO()  # np.save on a file hides why a write failed

@@ -25,7 +25,13 @@ class Trained:
 
 
 def train(
-    network: nn.Module, x_N: Tensor, labels_N: Tensor, spec: RunSpec, report: Report = silent
+    network: nn.Module,
+    x_N: Tensor,
+    labels_N: Tensor,
+    spec: RunSpec,
+    report: Report = silent,
+    *,
+    beliefs: bool = True,
 ) -> Trained:
     """Fit `network` in place by SGD with momentum; a function of its arguments alone.
 
@@ -34,18 +40,21 @@ def train(
 
     After each epoch the network, in evaluation mode, says what it believes of every training
     example; the mean over epochs is the signal that tells wrong labels best (mean over training
-    of probabilities, as in "Area Under the Margin", arXiv 2001.10528).
+    of probabilities, as in "Area Under the Margin", arXiv 2001.10528). Without `beliefs` it is
+    left out, and zero.
 
     Raises `UserError` when the loss is no longer finite.
     """
     draw = torch.Generator().manual_seed(spec.seed)
+    if x_N.dim() == 4 and x_N.shape[1] > 1:  # a third faster on a processor
+        network, x_N = (v.to(memory_format=torch.channels_last) for v in (network, x_N))
     optimiser = torch.optim.SGD(
         [p for p in network.parameters() if p.requires_grad],
         lr=spec.learning_rate,
         momentum=spec.momentum,
         weight_decay=spec.weight_decay,
     )
-    belief_NC = torch.zeros(())
+    belief_NC = torch.zeros(1, 1)
     adapting = any(not p.requires_grad for p in network.parameters())
     norms = [m for m in network.modules() if adapting and isinstance(m, BATCH_NORMS)]
     kept = snapshot_epochs(spec.epochs, spec.snapshots)
@@ -65,10 +74,12 @@ def train(
                 loss.backward()
                 optimiser.step()
             finite(loss, epoch, spec)
-            belief_NC = belief_NC + probabilities(network, x_N)
+            if beliefs:
+                belief_NC = belief_NC + probabilities(network, x_N)
             if epoch + 1 in kept:
-                snapshots[epoch + 1] = {k: v.clone() for k, v in network.state_dict().items()}
+                snapshots[epoch + 1] = {k: v.clone(memory_format=torch.contiguous_format) for k, v in network.state_dict().items()}
     report("train", spec.epochs, spec.epochs)
+    network.to(memory_format=torch.contiguous_format)
     return Trained(network.eval(), (belief_NC / spec.epochs).numpy(), snapshots)
 
 

@@ -125,7 +125,8 @@ def retrain(
         def further(stage: str, at: int, of: int, m: int = m) -> None:
             report(stage, m * of + at, len(networks) * of)
 
-        train(made, examples.x_N[rows_n], examples.target_N[rows_n], recipe, further)
+        some = examples[rows_n]
+        train(made, some.x_N, some.target_N, recipe, further, beliefs=False)
 
 
 def subset(spec: TruthSpec, s: int, count: int) -> np.ndarray:

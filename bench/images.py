@@ -22,11 +22,32 @@ def colour_images(count: int, cifar10: Path | None) -> tuple[Examples, str]:
         draw = torch.Generator().manual_seed(0)
         x_N = torch.randn(count, 3, 32, 32, generator=draw)
         return _examples(x_N, torch.arange(count) % 10), "noise images"
-    path = cifar10 / "train.parquet" if cifar10.is_dir() else cifar10
+    images, labels_N = _read(cifar10, "train", count)
+    x_N = torch.from_numpy(images).permute(0, 3, 1, 2).float().div(255).sub(0.5).div(0.5)
+    return _examples(x_N.contiguous(), torch.from_numpy(labels_N)), "CIFAR-10"
+
+
+CAT, DOG = 3, 5
+
+
+def cifar2(cifar10: Path) -> dict[str, np.ndarray]:
+    """Cats and dogs of CIFAR-10 in the folder `cifar10`, as `attribution.data.DATASETS` has it."""
+    found: dict[str, np.ndarray] = {"classes": np.array(["cat", "dog"])}
+    for half in ("train", "test"):
+        images, labels_N = _read(cifar10, half)
+        ours_N = np.isin(labels_N, (CAT, DOG))
+        found[f"{half}_images"] = images[ours_N]
+        found[f"{half}_labels"] = (labels_N[ours_N] == DOG).astype(np.int64)
+    return found
+
+
+def _read(cifar10: Path, half: str, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """The first images (uint8) and labels of ``train.parquet`` or ``test.parquet``."""
+    path = cifar10 / f"{half}.parquet" if cifar10.is_dir() else cifar10
     if not path.is_file():
         raise UserError(
             found=f"no file {path}",
-            wanted="CIFAR-10 as train.parquet with columns image and label",
+            wanted=f"CIFAR-10 as {half}.parquet with columns image and label",
             next_step="check the path given to --cifar10",
         )
     import pyarrow.parquet as parquet
@@ -35,8 +56,7 @@ def colour_images(count: int, cifar10: Path | None) -> tuple[Examples, str]:
     table = parquet.read_table(path, columns=["image", "label"]).slice(0, count)
     pictures = [Image.open(io.BytesIO(i["bytes"])) for i in table["image"].to_pylist()]
     images = np.stack([np.asarray(p.convert("RGB")) for p in pictures])
-    x_N = torch.from_numpy(images).permute(0, 3, 1, 2).float().div(255).sub(0.5).div(0.5)
-    return _examples(x_N.contiguous(), torch.tensor(table["label"].to_pylist())), "CIFAR-10"
+    return images, np.array(table["label"].to_pylist())
 
 
 def _examples(x_N: Tensor, target_N: Tensor) -> Examples:

@@ -17,7 +17,7 @@ from pages.parts.measuring import measuring
 from pages.parts.opened import build_or_stop, command_line, engine, ensemble_name
 from pages.parts.thumbs import inline
 from pages.parts.trouble import guarded
-from pages.parts.words import readable, size, span
+from pages.parts.words import blink, readable, size, span
 
 Row = dict[str, Any]  # of `Engine.compared`
 
@@ -451,7 +451,7 @@ def buys(mine: Row, lds_T, found: compare.Variance, spec) -> list[str]:
         words = "One more network" if what == "network" else f"{count} more {MORE[what]} of each"
         lines.append(
             f"**{words}**: {gain.lds:+.3f} LDS for {span(gain.seconds)}, "
-            f"{size(gain.bytes)} and {gain.query_seconds * 1000:.2g} ms a query more"
+            f"{size(gain.bytes)} and {blink(gain.query_seconds)} a query more"
         )
     return lines
 
@@ -487,7 +487,7 @@ def budget(known: list[Row]) -> None:
         st.markdown(
             f"**{strategies.words(wanted)}, {one['estimator']}** should reach an LDS of "
             f"**{plan.lds:.3f}** in {span(plan.seconds)}, with {size(plan.bytes)} and "
-            f"{plan.query_seconds * 1000:.2g} ms a query. It is the cheapest within "
+            f"{blink(plan.query_seconds)} a query. It is the cheapest within "
             f"{compare.NEARLY} of the best that {span(60 * minutes)} can buy, over all strategies "
             f"measured here and up to {compare.REACH} times their size."
         )

@@ -108,6 +108,7 @@ def test_main_path(page: Page, url: str, engine: Engine, build: Build) -> None:
     cell.nth(int(label) * len(build.classes) + int(predicted)).click()
     here = wrong[(wrong.label == label) & (wrong.predicted == predicted)]
     expect(page.get_by_text(f"{len(here)} of {len(tests)} test images")).to_be_visible()
+    expect(page.locator(".st-key-tests .tile")).to_have_count(len(here))
     assert shown_ids(page, "Test predictions") == [int(i) for i in here.index]
 
     # click
@@ -124,6 +125,7 @@ def test_main_path(page: Page, url: str, engine: Engine, build: Build) -> None:
     page.goto("about:blank")
     page.goto(address)
     expect_hits(page, build, test_id, "label")
+    expect(page.locator(".st-key-tests .tile")).to_have_count(len(here))
     assert shown_ids(page, "Test predictions") == [int(i) for i in here.index]
 
     # review

@@ -17,7 +17,7 @@ from attribution.engine import Build, Engine
 from attribution.records import UserError
 from pages.parts import opened
 from pages.parts.thumbs import ROUTES
-from pages.parts.words import readable, size, span
+from pages.parts.words import blink, readable, size, span
 
 
 @pytest.fixture
@@ -310,6 +310,7 @@ def test_a_port_in_use_is_a_sentence_before_anything_starts(tmp_path: Path) -> N
 
 
 def test_numbers_read_well() -> None:
+    assert [blink(s) for s in (0.00412, 0.1086, -0.02)] == ["4.1 ms", "109 ms", "-20 ms"]
     assert [span(s) for s in (None, 8.2, 200, 60, 7500)] == [
         "",
         "8 s",

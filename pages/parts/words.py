@@ -14,6 +14,12 @@ def span(seconds: float | None) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
+def blink(seconds: float) -> str:
+    """A short duration in milliseconds: 4.1 ms, 109 ms."""
+    count = 1000 * seconds
+    return f"{count:.0f} ms" if abs(count) >= 10 else f"{count:.2g} ms"
+
+
 def readable(largest: float) -> tuple[float, str]:
     """A factor that makes scores up to `largest` easy to read, and how to say it."""
     power = 0
