@@ -29,8 +29,9 @@ def candidates(network: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
 def checked(network: nn.Module, spec: LoraSpec) -> LoraSpec:
     """`spec` with its targets by their full names.
 
-    A target is the full name of a layer, or its last parts. Raises `UserError` where none
-    matches, or where the rank is larger than a layer.
+    A target is the full name of a layer, or its last parts; without targets, every layer that is
+    as wide as the rank is one. Raises `UserError` where none matches, or where the rank is larger
+    than a layer that was named, or than all.
     """
     layers = candidates(network)
     names = [
@@ -44,12 +45,15 @@ def checked(network: nn.Module, spec: LoraSpec) -> LoraSpec:
             wanted=f"one of {', '.join(layers)}" if layers else "a Linear or a plain Conv2d",
             next_step="name some with --targets" if layers else "choose another --strategy",
         )
+    most = {name: min(layers[name].weight.flatten(1).shape) for name in names}
+    if not spec.targets:
+        widest = max(names, key=lambda name: most[name])
+        names = [name for name in names if most[name] >= spec.rank] or [widest]
     for name in names:
-        most = min(layers[name].weight.flatten(1).shape)
-        if not 1 <= spec.rank <= most:
+        if not 1 <= spec.rank <= most[name]:
             raise UserError(
                 found=f"--rank {spec.rank} for layer {name}",
-                wanted=f"a rank from 1 to {most}, its smaller side",
+                wanted=f"a rank from 1 to {most[name]}, its smaller side",
                 next_step="lower --rank, or leave the layer out with --targets",
             )
     return replace(spec, targets=tuple(names))

@@ -420,7 +420,7 @@ class Making:
     def run(self, i: int, parent: str, at: int, total: int) -> Artifact:
         """The i-th trained network, or the i-th short fine-tune on from `parent`."""
         spec = self.spec
-        run = self.recipe(1000 * spec.seed + i)
+        run = self.recipe(1000 * (self.seed_of(parent) if parent else spec.seed) + i)
         if parent:
             run = replace(run, parent=parent, epochs=spec.finetune_epochs, snapshots=0)
 
@@ -444,7 +444,7 @@ class Making:
 
     def adapter(self, run_id: str, j: int, at: int, total: int) -> Artifact:
         """The j-th LoRA adapter on a trained network."""
-        lora, seed = self.spec.lora, 1000 * self.spec.seed + j
+        lora, seed = self.spec.lora, 1000 * self.seed_of(run_id) + j
 
         def fill(draft: Draft) -> None:
             base = self.network(Checkpoint(run_id=run_id))
@@ -452,6 +452,10 @@ class Making:
 
         made_by = {"run": run_id, "seed": seed, **asdict(lora)}
         return self.store.make("adapter", content_id("adapter", made_by), fill, made_by)
+
+    def seed_of(self, run_id: str) -> int:
+        """The seed of one of the networks, from which those of what starts from it follow."""
+        return next(r.manifest["made_by"]["seed"] for r in self.runs if r.manifest["id"] == run_id)
 
     @cached_property
     def checkpoints(self) -> list[Checkpoint]:

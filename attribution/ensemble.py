@@ -81,8 +81,8 @@ def lora_ensemble(
     examples = loaded(train_set, chosen[0])
     return Ensemble(
         tuple(
-            fitted(copy.deepcopy(network), spec, examples, 1000 * seed + j)
-            for network in chosen
+            fitted(copy.deepcopy(network), spec, examples, 1000 * (1000 * seed + i) + j)
+            for i, network in enumerate(chosen)
             for j in range(adapters)
         )
     )

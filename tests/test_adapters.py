@@ -232,6 +232,12 @@ def test_a_target_is_a_full_name_or_its_last_parts(targets, found):
     assert layers == {f"base_model.model.{n}" for n in found}
 
 
+def test_without_targets_layers_narrower_than_the_rank_are_left_out():
+    own = nn.Sequential(nn.Linear(9, 8), nn.ReLU(), nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 2))
+    left = {rank: checked(own, LoraSpec(rank=rank)).targets for rank in (2, 3, 5, 6, 8)}
+    assert left == {2: ("0", "2", "4"), 3: ("0", "2"), 5: ("0", "2"), 6: ("0",), 8: ("0",)}
+
+
 class Grouped(nn.Sequential):
     """Nothing that takes an adapter."""
 
@@ -242,7 +248,11 @@ class Grouped(nn.Sequential):
 @pytest.mark.parametrize(
     ("make", "spec", "found", "wanted", "next_step"),
     [
-        (lambda: network("cnn"), LoraSpec(rank=4), "--rank 4 for layer 0", "1 to 3", "lower"),
+        (
+            lambda: network("cnn"), LoraSpec(rank=4, targets=("0",)),
+            "--rank 4 for layer 0", "1 to 3", "lower",
+        ),
+        (lambda: network("cnn"), LoraSpec(rank=99), "--rank 99 for layer", "1 to", "lower"),
         (lambda: network("mlp"), LoraSpec(rank=0), "--rank 0 for layer 1", "from 1", "--rank"),
         (
             lambda: network("vit"), LoraSpec(rank=2, targets=("query", "kv")),

@@ -407,7 +407,8 @@ MISTAKES = {
     ),
     "adapters of none": ("build --strategy lora --adapters 0", "--adapters 0", "from 1", "--adap"),
     "rank": (
-        "build {data} --strategy lora --rank 11", "--rank 11 for layer 7", "from 1 to 10", "--rank",
+        "build {data} --strategy lora --rank 129", "--rank 129 for layer 1", "from 1 to 128",
+        "--rank",
     ),
     "targets": (
         "build {data} --strategy lora --targets q,v", "no layer named q, v", "1, 4, 7", "--targets",

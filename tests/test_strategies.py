@@ -326,6 +326,15 @@ def test_a_fine_tune_is_training_on_from_its_parents_weights(engine):
     assert len({v["7.bias"].numpy().tobytes() for v in (weights(build, r) for r in runs)}) == 4
 
 
+def test_what_starts_from_other_networks_is_drawn_otherwise(engine):
+    tuned, lora = built(engine, SPECS["finetunes"]), built(engine, SPECS["lora"])
+    runs = [m.checkpoint.run_id for m in tuned.members]
+    adapters = [m.checkpoint.adapter for m in lora.members]
+    for kind, build, names in (("run", tuned, runs), ("adapter", lora, adapters)):
+        seeds = [facts(build, kind, name)["made_by"]["seed"] for name in names]
+        assert len(set(seeds)) == len(names) == 4
+
+
 def test_forward_only_has_the_gradients_of_the_plain_networks_and_q_of_the_masks(engine):
     plain, forward = built(engine, SPECS["naive"]), built(engine, SPECS["forward"])
     assert forward.parts["runs"] == plain.parts["runs"]
@@ -564,7 +573,8 @@ def test_a_mixture_that_makes_no_sense_is_refused_before_anything_is_written(
 @pytest.mark.parametrize(
     ("change", "found", "wanted", "next_step"),
     [
-        ({"rank": 9}, "--rank 9 for layer 4", "from 1 to 6", "--targets"),
+        ({"rank": 9, "targets": ("4",)}, "--rank 9 for layer 4", "from 1 to 6", "--targets"),
+        ({"rank": 99}, "--rank 99 for layer 1", "from 1 to ", "--targets"),
         ({"rank": 7, "targets": ("7",)}, "--rank 7 for layer 7", "from 1 to 6", "lower --rank"),
         ({"targets": ("attn.qkv",)}, "no layer named attn.qkv", "1, 4, 7", "--targets"),
     ],

@@ -105,6 +105,29 @@ def test_weights_and_beliefs_are_those_of_a_plain_loop():
     assert np.abs(found.belief_NC - last).max() > 0.01  # the mean over the epochs, not the last
 
 
+def test_a_convolutional_network_is_that_of_a_plain_loop_and_lies_in_memory_as_others_do():
+    draw = torch.Generator().manual_seed(0)
+    x, y = torch.randn(40, 3, 6, 6, generator=draw), torch.arange(40) % 3
+    torch.manual_seed(0)
+    own = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Flatten(),
+                        nn.Linear(80, 3))  # fmt: skip
+    spec = RunSpec(data_id="", model="", epochs=3, batch=16, snapshots=3, learning_rate=0.05)
+    plain = copy.deepcopy(own).train()
+    order = torch.Generator().manual_seed(spec.seed)
+    optimiser = torch.optim.SGD(plain.parameters(), lr=0.05, momentum=spec.momentum)
+    for _ in range(spec.epochs):
+        for some in torch.randperm(40, generator=order).split(16):
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(plain(x[some]), y[some]).backward()
+            optimiser.step()
+    found = train(own, x, y, spec, beliefs=False)
+    for weights in (found.network.state_dict(), found.snapshots[3]):
+        for name, value in plain.state_dict().items():
+            torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-5)
+            assert weights[name].is_contiguous()
+    assert not found.belief_NC.any()
+
+
 def test_beliefs_are_probabilities_of_every_training_example():
     belief = run().belief_NC
     assert belief.shape == (150, 3) and belief.dtype == np.float32
