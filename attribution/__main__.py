@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shlex
 import sys
 import tempfile
 import traceback
@@ -403,6 +404,25 @@ def brittleness(
         return show_json(found)
     for removed, share in zip(found["removed"], found["flipped"], strict=True):
         out.print(f"{removed:5d} proponents removed: {share:.0%} of the predictions flipped")
+    return None
+
+
+@app.command()
+def tune(build_id: BuildId, cache: Cache = CACHE, as_json: AsJson = False) -> None:
+    """Choose width, damping and power of q from one network, without retraining."""
+    engine = open_engine(cache)
+    with progress() as report:
+        found = engine.tune(build_id, report)
+    if as_json:
+        return show_json(found)
+    table = Table("directions", "damping", "R² of held-out margins")
+    for one in found["widths"]:
+        dims = f"{one['ka']}x{one['kg']}"
+        table.add_row(dims, f"{one['damping']:g}", f"{one['held_out']:.3f}")
+    out.print(table)
+    if not found["refitted"]:
+        out.print("The network has no linear last layer to refit, so the power of q stays.")
+    out.print(f"python -m attribution build {shlex.join(found['options'])}", soft_wrap=True)
     return None
 
 

@@ -27,7 +27,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
 from . import index as indexes
-from . import jobs, strategies
+from . import jobs, strategies, tuning
 from .adapters import checked, fitted, loaded, saved
 from .brittleness import BrittlenessSpec, flips
 from .brittleness import check as check_removals
@@ -264,6 +264,33 @@ class Engine:
         made = self.store.make("brittleness", name, fill, {"build": build_id, **asdict(spec)})
         found = brittle(made.array("flipped"), spec.removals)
         return {"build": build_id, "tests": made.array("tests").tolist(), **found}
+
+    def tune(self, build_id: str, report: Report = silent) -> dict[str, Any]:
+        """Settings for TRAK chosen without retraining (`tuning`), from a build's first network.
+
+        Raises `UserError` for a build with another estimator.
+        """
+        build = self.open(build_id)
+        if build.spec.estimator.name != "trak":
+            raise UserError(
+                found=f"build {build_id} with the estimator {build.spec.estimator.name}",
+                wanted="one with trak, whose settings these are",
+                next_step="choose another build",
+            )
+
+        def fill(draft: Draft) -> None:
+            draft.note(found=tuned(self.store, build, report))
+
+        made = self.store.make("tuning", content_id("tuning", build_id), fill, {"build": build_id})
+        chosen = made.manifest["found"]
+        spec = replace(
+            build.spec,
+            features=replace(build.spec.features, ka=chosen["ka"], kg=chosen["kg"]),
+            estimator=replace(
+                build.spec.estimator, damping=chosen["damping"], q_power=chosen["q_power"]
+            ),
+        )
+        return {"build": build_id, **chosen, "options": strategies.options(spec)}
 
     def comparable(self, build_id: str) -> list[dict[str, Any]]:
         """Summaries of the builds on the same data and network as this one, it included."""
@@ -620,12 +647,13 @@ class Making:
         }
         return self.store.make("index", content_id("index", made_by), fill, made_by)
 
-    def training_q(self) -> Tensor:
-        """1 - p of the given labels, mean over the epochs and the networks, (N,).
+    def training_q(self, networks: int | None = None) -> Tensor:
+        """1 - p of the given labels, mean over the epochs and the first networks (all), (N,).
 
         The first epochs believe little, so the mean is far from the rounding of 1 - p.
         """
-        belief_NC = np.stack([r.array("belief") for r in self.runs]).mean(0, dtype=np.float64)
+        beliefs = [r.array("belief") for r in self.runs[:networks]]
+        belief_NC = np.stack(beliefs).mean(0, dtype=np.float64)
         given_N = belief_NC[np.arange(len(self.train)), self.data.train.labels_N]
         return torch.from_numpy(1 - given_N).float()
 
@@ -1067,6 +1095,39 @@ class Build:
                 wanted=f"a number of hits from 1 to {len(self.train_labels_N)}, the training set",
                 next_step="choose a smaller -k" if k > 0 else "choose a larger -k",
             )
+
+
+def tuned(store: Store, build: Build, report: Report) -> dict[str, Any]:
+    """Each width with its damping and what it generalises, and the settings chosen."""
+    widths, best = [], None
+    for j, (ka, kg) in enumerate(tuning.WIDTHS):
+        report("tune", j, len(tuning.WIDTHS) + 1)
+        spec = replace(build.spec, features=replace(build.spec.features, ka=ka, kg=kg))
+        making = Making(store, spec, build.data, silent)
+        member = Member(checkpoint=Checkpoint(run_id=making.runs[0].manifest["id"]))
+        made = making.features(member, 0, 1)
+        phi_NK, phi_TK = (phi_of(made, half, member, spec.estimator) for half in ("train", "test"))
+        found = tuning.spectrum(phi_NK, phi_TK)
+        damping = tuning.damping(found)
+        held_out = found.held_out(torch.from_numpy(made.array("train_margin")), damping)
+        widths.append({"ka": ka, "kg": kg, "damping": damping, "held_out": round(held_out, 4)})
+        if best is None or held_out > best[0]:
+            best = (held_out, widths[-1], found.scores(damping), making, member, made)
+    assert best is not None
+    report("tune", len(tuning.WIDTHS), len(tuning.WIDTHS) + 1)
+    _, chosen, scores_TN, making, member, made = best
+    heads = tuning.refitted(
+        making.network(member.checkpoint), making.train, making.test, len(build.classes)
+    )
+    if making.spec.estimator.q == "training":
+        q_N = making.training_q()
+    else:
+        q_N = q(torch.from_numpy(made.array("train_margin")))
+    power = making.spec.estimator.q_power
+    if heads is not None:
+        power = tuning.power(scores_TN, q_N, heads)
+    report("tune", len(tuning.WIDTHS) + 1, len(tuning.WIDTHS) + 1)
+    return {**chosen, "q_power": power, "refitted": heads is not None, "widths": widths}
 
 
 def spread_of(scores_QMH: np.ndarray, networks: int) -> np.ndarray:

@@ -104,7 +104,7 @@ class LoraSpec:
 
     rank: int = 8
     alpha: int = 16
-    targets: tuple[str, ...] = ()  # names of layers; none: every Linear and plain Conv2d as wide as the rank
+    targets: tuple[str, ...] = ()  # names of layers; none: all that are as wide as the rank
     epochs: int = 3
     learning_rate: float = 0.01
     share: float = 0.5  # of the training set, drawn anew for each adapter

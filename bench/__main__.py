@@ -12,7 +12,17 @@ from attribution.records import UserError, known
 
 from .rows import Options, table
 
-NAMES = ("advisor", "click", "demo", "member", "mislabels", "paper_table", "peers")
+NAMES = (
+    "advisor",
+    "click",
+    "demo",
+    "member",
+    "mislabels",
+    "paper_table",
+    "peers",
+    "peers_lds",
+    "tuning",
+)
 
 
 def main() -> int:
@@ -24,7 +34,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=0, help="instead of the benchmark's own")
     parser.add_argument("--cifar10", type=Path, metavar="PATH", help="folder with train.parquet")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="keep what takes long here")
-    parser.add_argument("--seed", type=int, default=0, help="of the networks (paper_table)")
+    parser.add_argument("--seed", type=int, default=0, help="of the networks (advisor)")
     given = parser.parse_args()
     if given.name is None:
         for name in NAMES:
@@ -34,11 +44,16 @@ def main() -> int:
         known("benchmark", given.name, NAMES, "python -m bench NAME")
         torch.set_num_threads(given.threads)
         options = Options(given.threads, given.repeats, given.cifar10, given.cache, given.seed)
-        rows = import_module(f"bench.{given.name}").measure(options)
+        module = import_module(f"bench.{given.name}")
+        rows = module.measure(options)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    print(json.dumps([r.document() for r in rows], indent=1) if given.json else table(rows))
+    print(
+        json.dumps([r.document() for r in rows], indent=1)
+        if given.json
+        else getattr(module, "show", table)(rows)
+    )
     return 0
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from attribution.compare import forecast, variance
+from attribution.data import dataset
 from attribution.engine import Making, whitened
 from attribution.index import weights
 from attribution.metrics import lds
@@ -18,22 +19,23 @@ from attribution.records import EstimatorSpec, silent
 from attribution.store import Store
 from attribution.truth import Truth
 
-from .paper_table import OWN, Arm, data_of, ground_truth, views
+from .arms import Arm
+from .paper_table import MNIST, OWN, ground_truth
 from .rows import Options, Row, row
 
 DRAWS = 20
 ESTIMATOR = EstimatorSpec(q="training", q_power=0.75)
-NAIVE = Arm(name="networks", strategy="naive", features=OWN, sizes=((10, 1),), q="training")
-MASKS = Arm(name="masks of one network", features=OWN, q="training",
-            **views("dropout", "masks", 20) | {"sizes": ((1, 20),)})  # fmt: skip
+NAIVE = Arm(name="networks", strategy="naive", features=OWN, sizes=((10, 1),))
+MASKS = Arm(name="masks of one network", strategy="dropout", features=OWN, sizes=((1, 20),))
 
 
 def measure(options: Options) -> list[Row]:
     store = Store(options.cache or Path("cache"))
-    found = ground_truth(store, options)
+    data = dataset(store, MNIST.blank.data)
+    found = ground_truth(store, MNIST, data)
     rows = []
     for arm, sizes in ((NAIVE, (2, 5)), (MASKS, (2, 5, 10))):
-        making = Making(store, arm.spec(options.seed), data_of(store), silent)
+        making = Making(store, arm.spec(MNIST, arm.sizes[0], options.seed), data, silent)
         sums_MTS = sums(making, found)
         for few in sizes:
             errors, stays = twice(sums_MTS, found, few, arm is NAIVE)
