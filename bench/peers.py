@@ -15,6 +15,7 @@ an image; our basis is not in it, as it is found once a network. The kept matrix
 take 9.9 GB there, so it is left out.
 """
 
+import copy
 import io
 import logging
 import tempfile
@@ -51,29 +52,36 @@ DAMPING = 1e-3  # of the peers' kernels; it costs no time
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """One network and what is asked of it; without tests only the training features are made."""
+    """Networks and what is asked of them; without tests only the training features are made."""
 
-    network: nn.Module
+    networks: tuple[nn.Module, ...]
     train: Examples
     test: Examples | None
     features: FeatureSpec
+    dims: int = DIMS  # of the peers' projections
+    damping: float = DAMPING  # of the peers' kernels
+    power: float = EstimatorSpec().q_power  # of our q
 
 
 Run = Callable[[Work, int], Tensor | None]  # (work, batch size) -> scores (N, T)
 
 
 def ours(work: Work, batch: int) -> Tensor | None:
-    """The engine: own basis, factorised projection, TRAK."""
-    made = projected(work.network, work.train, work.features, masks=False)
-    train_block = block(made.view(), work.train, made.projections, batch)
+    """The engine: own basis, factorised projection, TRAK, q of the members."""
     assert work.test is not None
-    test_block = block(made.view(), work.test, made.projections, batch)
-    white = whitening(train_block.phi_NK, EstimatorSpec())
-    assert white.matrix_KK is not None
-    solved_TK = white(test_block.phi_NK) @ white.matrix_KK.mT
-    scores_NT = train_block.phi_NK @ solved_TK.mT
-    weight_N = weights(q(train_block.margin_N), torch.ones(()), EstimatorSpec())
-    return scores_NT * weight_N[:, None]
+    total_NT = torch.zeros(len(work.train), len(work.test))
+    mean_q_N = torch.zeros(len(work.train))
+    for trained in work.networks:
+        made = projected(trained, work.train, work.features, masks=False)
+        train_block = block(made.view(), work.train, made.projections, batch)
+        test_block = block(made.view(), work.test, made.projections, batch)
+        white = whitening(train_block.phi_NK, EstimatorSpec())
+        assert white.matrix_KK is not None
+        solved_TK = white(test_block.phi_NK) @ white.matrix_KK.mT
+        total_NT += train_block.phi_NK @ solved_TK.mT
+        mean_q_N += q(train_block.margin_N) / len(work.networks)
+    estimator = EstimatorSpec(q_power=work.power)
+    return total_NT * weights(mean_q_N, torch.ones(()), estimator)[:, None]
 
 
 def traker(work: Work, batch: int, *, keep_matrix: bool = False) -> Tensor | None:
@@ -81,41 +89,44 @@ def traker(work: Work, batch: int, *, keep_matrix: bool = False) -> Tensor | Non
     from trak import TRAKer
     from trak.projectors import BasicProjector, ProjectionType
 
-    weights = work.network.state_dict()
+    network = copy.deepcopy(work.networks[0])  # TRAKer loads each checkpoint into it
+    checkpoints = [n.state_dict() for n in work.networks]
     projector = None
     if keep_matrix:
         projector = BasicProjector(
-            grad_dim=sum(p.numel() for p in work.network.parameters()),
-            proj_dim=DIMS,
+            grad_dim=sum(p.numel() for p in network.parameters()),
+            proj_dim=work.dims,
             seed=0,
             proj_type=ProjectionType.normal,
             device=torch.device("cpu"),
-            block_size=DIMS,
+            block_size=work.dims,
         )
     with tempfile.TemporaryDirectory() as folder:
         it = TRAKer(
-            model=work.network,
+            model=network,
             task="image_classification",
             train_set_size=len(work.train),
             save_dir=folder,
             device="cpu",
             projector=projector,
-            proj_dim=DIMS,
+            proj_dim=work.dims,
             use_half_precision=False,
-            lambda_reg=DAMPING,
+            lambda_reg=work.damping,
             logging_level=logging.ERROR,
         )
-        it.load_checkpoint(weights, model_id=0)
-        for some in batches(work.train, batch):
-            it.featurize(batch=(some.x_N, some.target_N), num_samples=len(some))
+        for model_id, weights in enumerate(checkpoints):
+            it.load_checkpoint(weights, model_id=model_id)
+            for some in batches(work.train, batch):
+                it.featurize(batch=(some.x_N, some.target_N), num_samples=len(some))
         if work.test is None:
             return None
         it.finalize_features()
         if projector is not None:  # it was freed, and is not drawn again by itself
             projector.generate_sketch_matrix(projector.generator_states[0])
-        it.start_scoring_checkpoint("tests", weights, 0, num_targets=len(work.test))
-        for some in batches(work.test, batch):
-            it.score(batch=(some.x_N, some.target_N), num_samples=len(some))
+        for model_id, weights in enumerate(checkpoints):
+            it.start_scoring_checkpoint("tests", weights, model_id, num_targets=len(work.test))
+            for some in batches(work.test, batch):
+                it.score(batch=(some.x_N, some.target_N), num_samples=len(some))
         return torch.from_numpy(it.finalize_scores("tests").copy())
 
 
@@ -129,32 +140,39 @@ def dattri(work: Work, batch: int) -> Tensor | None:
     from dattri.algorithm.trak import TRAKAttributor
     from dattri.task import AttributionTask
 
+    network = copy.deepcopy(work.networks[0])  # the task loads each checkpoint into it
+
     def f(parameters: dict[str, Tensor], example: tuple[Tensor, Tensor]) -> Tensor:
         image, label = example
-        logits_1C = torch.func.functional_call(work.network, parameters, image[None])
+        logits_1C = torch.func.functional_call(network, parameters, image[None])
         return margin(logits_1C, label[None])[0]
 
     it = TRAKAttributor(
         task=AttributionTask(
-            loss_func=f, model=work.network, checkpoints=[work.network.state_dict()]
+            loss_func=f, model=network, checkpoints=[n.state_dict() for n in work.networks]
         ),
         correct_probability_func=lambda *given: torch.sigmoid(f(*given)),
-        projector_kwargs={"proj_dim": DIMS, "proj_type": "normal", "device": "cpu"},
-        regularization=DAMPING,
+        projector_kwargs={"proj_dim": work.dims, "proj_type": "normal", "device": "cpu"},
+        regularization=work.damping,
     )
     it.cache(loader(work.train, batch))
     return None if work.test is None else it.attribute(loader(work.test, batch))
 
 
 def measure(options: Options) -> list[Row]:
-    for package in ("trak", "dattri"):
+    installed("trak", "dattri")
+    return [*mlp_rows(options), *resnet_rows(options)]
+
+
+def installed(*packages: str) -> None:
+    """Raise `UserError` where a peer is missing."""
+    for package in packages:
         if find_spec(package) is None:
             raise UserError(
                 found=f"no package {package} installed",
                 wanted="the peers",
                 next_step="run make bench NAME=peers, or install bench/requirements.txt",
             )
-    return [*mlp_rows(options), *resnet_rows(options)]
 
 
 def mlp_rows(options: Options) -> Iterator[Row]:
@@ -189,8 +207,8 @@ def mlp_rows(options: Options) -> Iterator[Row]:
 def resnet_rows(options: Options) -> Iterator[Row]:
     torch.manual_seed(0)
     images, what = colour_images(RESNET_IMAGES, options.cifar10)
-    work = Work(resnet9(3, 32, 10, 1.0).eval(), images, None, RESNET_DIMS)
-    made = projected(work.network, images, RESNET_DIMS, masks=False)
+    work = Work((resnet9(3, 32, 10, 1.0).eval(),), images, None, RESNET_DIMS)
+    made = projected(work.networks[0], images, RESNET_DIMS, masks=False)
 
     def ours_features(work: Work, batch: int) -> None:
         block(made.view(), work.train, made.projections, batch)
@@ -230,7 +248,7 @@ def trained_mlp() -> Work:
     halves = examples(spec, data, data.train), examples(spec, data, data.test)
     recipe = RunSpec(data_id=data.id, model=spec.model)
     train(made, halves[0].x_N, halves[0].target_N, recipe)
-    return Work(made, *halves, MLP_DIMS)
+    return Work((made,), *halves, MLP_DIMS)
 
 
 def batches(some: Examples, batch: int) -> Iterator[Examples]:
