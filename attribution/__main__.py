@@ -408,11 +408,17 @@ def brittleness(
 
 
 @app.command()
-def tune(build_id: BuildId, cache: Cache = CACHE, as_json: AsJson = False) -> None:
+def tune(
+    build_id: BuildId,
+    cache: Cache = CACHE,
+    as_json: AsJson = False,
+    job: Annotated[str, typer.Option(hidden=True)] = "",
+) -> None:
     """Choose width, damping and power of q from one network, without retraining."""
     engine = open_engine(cache)
-    with progress() as report:
+    with progress() as report, reported(cache, job, report) as (report, finish):
         found = engine.tune(build_id, report)
+        finish(state="done", build=build_id)
     if as_json:
         return show_json(found)
     table = Table("directions", "damping", "R² of held-out margins")

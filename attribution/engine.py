@@ -279,18 +279,25 @@ class Engine:
             )
 
         def fill(draft: Draft) -> None:
-            draft.note(found=tuned(self.store, build, report))
+            draft.note(found=chosen(self.store, build, report))
 
-        made = self.store.make("tuning", content_id("tuning", build_id), fill, {"build": build_id})
-        chosen = made.manifest["found"]
+        self.store.make("tuning", content_id("tuning", build_id), fill, {"build": build_id})
+        found = self.tuned(build_id)
+        assert found is not None
+        return found
+
+    def tuned(self, build_id: str) -> dict[str, Any] | None:
+        """What `tune` found, if it has been run; computes nothing."""
+        made = self.store.find("tuning", content_id("tuning", build_id))
+        if made is None:
+            return None
+        found, spec = made.manifest["found"], self.open(build_id).spec
         spec = replace(
-            build.spec,
-            features=replace(build.spec.features, ka=chosen["ka"], kg=chosen["kg"]),
-            estimator=replace(
-                build.spec.estimator, damping=chosen["damping"], q_power=chosen["q_power"]
-            ),
+            spec,
+            features=replace(spec.features, ka=found["ka"], kg=found["kg"]),
+            estimator=replace(spec.estimator, damping=found["damping"], q_power=found["q_power"]),
         )
-        return {"build": build_id, **chosen, "options": strategies.options(spec)}
+        return {"build": build_id, **found, "options": strategies.options(spec)}
 
     def comparable(self, build_id: str) -> list[dict[str, Any]]:
         """Summaries of the builds on the same data and network as this one, it included."""
@@ -1097,7 +1104,7 @@ class Build:
             )
 
 
-def tuned(store: Store, build: Build, report: Report) -> dict[str, Any]:
+def chosen(store: Store, build: Build, report: Report) -> dict[str, Any]:
     """Each width with its damping and what it generalises, and the settings chosen."""
     widths, best = [], None
     for j, (ka, kg) in enumerate(tuning.WIDTHS):
@@ -1115,7 +1122,7 @@ def tuned(store: Store, build: Build, report: Report) -> dict[str, Any]:
             best = (held_out, widths[-1], found.scores(damping), making, member, made)
     assert best is not None
     report("tune", len(tuning.WIDTHS), len(tuning.WIDTHS) + 1)
-    _, chosen, scores_TN, making, member, made = best
+    _, width, scores_TN, making, member, made = best
     heads = tuning.refitted(
         making.network(member.checkpoint), making.train, making.test, len(build.classes)
     )
@@ -1127,7 +1134,7 @@ def tuned(store: Store, build: Build, report: Report) -> dict[str, Any]:
     if heads is not None:
         power = tuning.power(scores_TN, q_N, heads)
     report("tune", len(tuning.WIDTHS) + 1, len(tuning.WIDTHS) + 1)
-    return {**chosen, "q_power": power, "refitted": heads is not None, "widths": widths}
+    return {**width, "q_power": power, "refitted": heads is not None, "widths": widths}
 
 
 def spread_of(scores_QMH: np.ndarray, networks: int) -> np.ndarray:

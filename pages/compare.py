@@ -13,7 +13,8 @@ from attribution.records import Hit, UserError
 from pages.parts import charts
 from pages.parts.asked import chosen_test, pick, question, test_grid
 from pages.parts.grid import consume, notice
-from pages.parts.measuring import measuring
+from pages.parts.jobs import RUNNING
+from pages.parts.measuring import measurements, measuring
 from pages.parts.opened import build_or_stop, command_line, engine, ensemble_name
 from pages.parts.thumbs import inline
 from pages.parts.trouble import guarded
@@ -361,10 +362,63 @@ def advice(build: Build, rows: list[Row]) -> None:
     measuring(build, rows)
     known = [one for one in rows if one["lds"] is not None]
     mine = next((one for one in known if one["build"] == build.id), None)
-    if mine is None:
+    if mine is not None:
+        members(mine, known)
+        budget(known)
+    if build.spec.estimator.name == "trak":
+        settings(build)
+
+
+def settings(build: Build) -> None:
+    """Width, damping and power of q, chosen without ground truth."""
+    st.subheader("Settings without ground truth", anchor=False)
+    found = engine().tuned(build.id)
+    asked = next((j for j in measurements([build.id]) if j.command == "tune"), None)
+    if found is None and asked is not None and asked.state == RUNNING:
+        st.caption("They are being chosen; the progress is above.")
         return
-    members(mine, known)
-    budget(known)
+    if found is None:
+        if asked is not None and asked.error:
+            st.error(asked.error, icon=":material/error:")
+        words, action = st.columns([4, 1], gap="large", vertical_alignment="center")
+        words.write(
+            "How many directions of each gradient are kept, how much the kernel is damped and how "
+            "far confident examples are turned down can be chosen from the first network alone. "
+            "Takes about a minute."
+        )
+        if action.button("Choose settings", key="tune", width="stretch"):
+            engine().start([build.id], "tune")
+            st.rerun()
+        return
+    left, right = st.columns([1, 1], gap="large")
+    left.dataframe(
+        [
+            {
+                "directions": f"{one['ka']}x{one['kg']}",
+                "damping": one["damping"],
+                "held-out margins explained": one["held_out"],
+                "chosen": (one["ka"], one["kg"]) == (found["ka"], found["kg"]),
+            }
+            for one in found["widths"]
+        ],
+        hide_index=True,
+        column_config={
+            "held-out margins explained": st.column_config.ProgressColumn(
+                format="percent", min_value=0.0, max_value=1.0
+            )
+        },
+    )
+    with right:
+        st.markdown(
+            f"**{found['ka']}x{found['kg']}** predicts the margins of training images that were "
+            f"left out best; a damping of **{found['damping']:g}** leaves half of a query's weight "
+            f"to the training images; q to the power of **{found['q_power']:g}** predicts how a "
+            "refitted last layer changes."
+        )
+        st.code(command_line(["build", *found["options"]]), language="bash", wrap_lines=True)
+        if st.button("Start this build", key="start_tuned"):
+            engine().start(found["options"])
+            st.switch_page("pages/builds.py")
 
 
 def members(mine: Row, known: list[Row]) -> None:

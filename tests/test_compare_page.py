@@ -18,6 +18,7 @@ from streamlit.testing.v1 import AppTest
 from attribution import compare
 from attribution.engine import Engine, spec_from
 from attribution.export import comparison_csv
+from attribution.jobs import Job
 from attribution.records import BuildSpec, DataSpec, EstimatorSpec, FeatureSpec, UserError
 from pages.parts import opened
 
@@ -277,6 +278,40 @@ def test_evaluation_runs_as_a_job_and_only_known_commands_do(
     assert engine.evaluated(compared.naive) and not engine.evaluated(compared.masks)
     page = fine(visit(build=compared.naive))
     assert len(points(page)) == 2 and "1 of 3 builds" in said(page)
+
+
+def test_settings_are_chosen_on_a_button_and_start_a_build(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny.cache, tmp_path / "cache")
+    at_place(Tiny(tmp_path / "cache", tmp_path, tiny.build), monkeypatch)
+    engine = opened.engine()
+    app = fine(visit(view="advice"))
+    assert "Settings without ground truth" in [s.value for s in app.subheader]
+    app.button(key="tune").click().run()
+    until = time.monotonic() + 120
+    while engine.jobs()[0].state == "running" and time.monotonic() < until:
+        time.sleep(0.2)
+    job = engine.jobs()[0]
+    assert (job.state, job.command, job.build) == ("done", "tune", tiny.build)
+    app, found = fine(visit(view="advice")), engine.tuned(tiny.build)
+    assert f"**{found['ka']}x{found['kg']}**" in said(app)
+    table = next(d.value for d in app.dataframe if "damping" in d.value)
+    assert table["damping"].tolist() == [one["damping"] for one in found["widths"]]
+    started = []
+    monkeypatch.setattr(Engine, "start", lambda self, *given: started.append(given) or "job")
+    app.button(key="start_tuned").click().run()
+    assert started == [(found["options"],)]
+
+
+def test_settings_that_could_not_be_chosen_say_why(
+    bare: Engine, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = Job(id="0" * 12, state="failed", command="tune", error="no run x", options=(tiny.build,))
+    monkeypatch.setattr(Engine, "jobs", lambda self: [job])
+    app = visit(view="advice")
+    assert not app.exception and [e.value for e in app.error] == ["no run x"]
+    assert app.button(key="tune")
 
 
 @pytest.mark.parametrize("view", ["fidelity", "side by side", "agreement", "advice"])

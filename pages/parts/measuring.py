@@ -26,7 +26,7 @@ def measuring(build: Build, rows: list[dict[str, Any]]) -> None:
     missing = [one["build"] for one in rows if one.get("truth") not in truths[:1]]
     if not missing:
         return
-    if mine and mine[0].error:
+    if mine and mine[0].error and mine[0].command != "tune":
         st.error(mine[0].error, icon=":material/error:")
     with st.container(border=True):
         words, action = st.columns([4, 1], vertical_alignment="center")
