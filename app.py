@@ -66,6 +66,7 @@ def navigation() -> None:
             st.Page("pages/overview.py", title="Overview", default=True),
             st.Page("pages/explain.py", title="Explain"),
             st.Page("pages/review.py", title="Review"),
+            st.Page("pages/changes.py", title="Before & after"),
             st.Page("pages/compare.py", title="Compare"),
             st.Page("pages/builds.py", title="Builds"),
         ],

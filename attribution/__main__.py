@@ -48,6 +48,10 @@ AsJson = Annotated[
     bool, typer.Option("--json", help="One JSON document on standard output, logs on error.")
 ]
 BuildId = Annotated[str, typer.Argument(help="A build's id; `list` shows them.")]
+Workspace = Annotated[
+    Path | None,
+    typer.Option(help="Folder of decisions.sqlite; the cache's parent if left out."),
+]
 CACHE = Path("cache")
 DEFAULT = BuildSpec()
 
@@ -62,6 +66,9 @@ def build(
         str, typer.Option(help="uniform: to any other class; class: to the next classes.")
     ] = DEFAULT.data.noise_kind,
     noise_seed: Annotated[int, typer.Option(help="Seed of the flips.")] = DEFAULT.data.noise_seed,
+    revision: Annotated[
+        str, typer.Option(help="Decisions applied to the data; `apply` names them.")
+    ] = DEFAULT.data.revision,
     model: Annotated[
         str,
         typer.Option(
@@ -172,7 +179,13 @@ def build(
     if q_power is None:
         q_power = strategies.usual_power(estimator, axes["masks"], q)
     spec = BuildSpec(
-        data=DataSpec(name=data, noise=noise, noise_kind=noise_kind, noise_seed=noise_seed),
+        data=DataSpec(
+            name=data,
+            noise=noise,
+            noise_kind=noise_kind,
+            noise_seed=noise_seed,
+            revision=revision,
+        ),
         model=model,
         width=width,
         epochs=epochs,
@@ -461,6 +474,31 @@ def study(
 
 
 @app.command()
+def apply(
+    build_id: BuildId,
+    workspace: Workspace = None,
+    cache: Cache = CACHE,
+    as_json: AsJson = False,
+) -> None:
+    """Apply the decisions in force to the data, train again, and say what it bought."""
+    engine = open_engine(cache, workspace)
+    revision = engine.revise(build_id)
+    with progress() as report:
+        after = engine.build(engine.revised_spec(build_id, revision.id), report)["build"]
+    changed = engine.changes(build_id, after)
+    if as_json:
+        return show_json({"build": after, "revision": asdict(revision), **asdict(changed.summary)})
+    out.print(
+        f"Build {after}: {revision.relabelled} training images relabelled, {revision.dropped} left "
+        "out."
+    )
+    if revision.missing:
+        out.print(f"{len(revision.missing)} decisions are on images this data does not have.")
+    out.print(changed.summary.words)
+    return None
+
+
+@app.command()
 def scores(
     build_id: BuildId,
     output: Annotated[Path, typer.Option("-o", help="The .npy file to write.")],
@@ -486,10 +524,7 @@ def export(
     build_id: BuildId,
     output: Annotated[Path, typer.Option("-o", help="The file to write.")],
     form: Annotated[str, typer.Option("--format", help="csv.")] = "csv",
-    workspace: Annotated[
-        Path | None,
-        typer.Option(help="Folder of decisions.sqlite; the cache's parent if left out."),
-    ] = None,
+    workspace: Workspace = None,
     cache: Cache = CACHE,
     as_json: AsJson = False,
 ) -> None:
@@ -510,10 +545,7 @@ def export(
 @app.command(name="app")
 def web_app(
     port: Annotated[int, typer.Option(help="Port on localhost.")] = 8501,
-    workspace: Annotated[
-        Path | None,
-        typer.Option(help="Folder of decisions.sqlite; the cache's parent if left out."),
-    ] = None,
+    workspace: Workspace = None,
     cache: Cache = CACHE,
     browser: Annotated[bool, typer.Option(help="Open a browser.")] = True,
 ) -> None:

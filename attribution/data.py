@@ -15,7 +15,7 @@ from io import BytesIO
 import numpy as np
 
 from .records import DataSpec, Report, UserError, content_id, known, silent
-from .store import Artifact, Draft, Store
+from .store import Artifact, Draft, Store, is_id
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,10 +87,16 @@ def dataset(store: Store, spec: DataSpec, report: Report = silent) -> Dataset:
     made_by = {"name": spec.name}
     pixels = store.make("pixels", pixels_id, lambda draft: _fill_pixels(draft, spec), made_by)
     if not spec.noise:  # without noise its kind and seed make no difference
-        spec = DataSpec(name=spec.name)
+        spec = DataSpec(name=spec.name, revision=spec.revision)
     data_id = content_id(pixels_id, spec)
 
     def fill(draft: Draft) -> None:
+        if spec.revision:
+            revised = found_revision(store, spec.revision)
+            kept_N = revised.array("kept")
+            draft.array("kept", kept_N)
+            draft.array("train_labels", revised.array("labels")[kept_N])
+            return
         labels_N = pixels.array("train_labels")
         classes = len(pixels.array("classes"))
         draft.array("train_labels", noisy(labels_N, classes, spec))
@@ -106,7 +112,23 @@ def clean_labels(store: Store, data_id: str) -> np.ndarray | None:
     if labels is None or not labels.manifest["made_by"]["noise"]:
         return None
     pixels = store.find("pixels", labels.manifest["made_by"]["pixels"])
-    return pixels.array("train_labels") if pixels else None
+    return pixels.array("train_labels")[kept(labels)] if pixels else None
+
+
+def kept(labels: Artifact) -> np.ndarray | slice:
+    """Which training examples a revision left in; all where there was none."""
+    return labels.array("kept") if "kept.npy" in labels.manifest["files"] else slice(None)
+
+
+def found_revision(store: Store, name: str) -> Artifact:
+    made = store.find("revision", name) if is_id(name) else None
+    if made is None:
+        raise UserError(
+            found=f"no revision {name!r} of the data",
+            wanted="one that `apply` made",
+            next_step="run `python -m attribution apply BUILD`",
+        )
+    return made
 
 
 def _fill_pixels(draft: Draft, spec: DataSpec) -> None:
@@ -115,13 +137,14 @@ def _fill_pixels(draft: Draft, spec: DataSpec) -> None:
 
 
 def _assembled(data_id: str, spec: DataSpec, pixels: Artifact, labels: Artifact) -> Dataset:
-    train = pixels.array("train_images")
+    ids = np.array(example_ids(pixels.array("train_images")))[kept(labels)]
+    train = pixels.array("train_images")[kept(labels)]
     scaled = train.reshape(len(train), -1, train.shape[3] if train.ndim == 4 else 1) / 255
     return Dataset(
         data_id,
         spec,
         tuple(str(c) for c in pixels.array("classes")),
-        Split(train, labels.array("train_labels"), example_ids(train)),
+        Split(train, labels.array("train_labels"), tuple(ids.tolist())),
         Split(
             pixels.array("test_images"),
             pixels.array("test_labels"),

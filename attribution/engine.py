@@ -32,6 +32,7 @@ from .adapters import checked, fitted, loaded, saved
 from .brittleness import BrittlenessSpec, flips
 from .brittleness import check as check_removals
 from .brittleness import summary as brittle
+from .changes import Changes, changes
 from .compare import Variance, variance
 from .data import Dataset, Split, clean_labels, dataset
 from .decisions import Decisions
@@ -59,6 +60,7 @@ from .records import (
     silent,
     within,
 )
+from .revision import Revision, revise, revision
 from .store import Artifact, Draft, Store, is_id
 from .strategies import STRATEGIES
 from .train import probabilities, snapshot_epochs, train
@@ -298,6 +300,46 @@ class Engine:
             estimator=replace(spec.estimator, damping=found["damping"], q_power=found["q_power"]),
         )
         return {"build": build_id, **found, "options": strategies.options(spec)}
+
+    def revise(self, build_id: str) -> Revision:
+        """The decisions in force on a build's data, as a data set of its own.
+
+        Raises `UserError` where they change nothing.
+        """
+        build = self.open(build_id)
+        decided = self.decisions.in_force(build.data_id)
+        return revise(self.store, build.data, decided, build_id)
+
+    def revised_spec(self, build_id: str, revision_id: str) -> BuildSpec:
+        """The same build on the revised data; its networks start from the same seeds."""
+        spec = self.open(build_id).spec
+        return replace(spec, data=replace(spec.data, revision=revision_id))
+
+    def changes(self, before_id: str, after_id: str) -> Changes:
+        """What differs between two builds on the same test images."""
+        before, after = self.open(before_id), self.open(after_id)
+        if before.data.test.ids != after.data.test.ids:
+            raise UserError(
+                found=f"builds {before_id} and {after_id} with other test images",
+                wanted="the same test images",
+                next_step="compare a build with the one that its decisions were made on",
+            )
+        return changes(before.test_labels_T, before.probs_TC, after.probs_TC, before_id, after_id)
+
+    def revision(self, build_id: str) -> Revision | None:
+        """The decisions that a build's data has been through, or None."""
+        name = self.open(build_id).spec.data.revision
+        return revision(self.store, name) if name else None
+
+    def revised(self, build_id: str) -> list[dict[str, Any]]:
+        """Summaries of the builds made by applying decisions on this one, newest first."""
+        found = []
+        for summary in self.builds():
+            name = summary["spec"]["data"].get("revision", "")
+            made = revision(self.store, name) if name else None
+            if made is not None and made.build == build_id:
+                found.append(summary)
+        return found
 
     def comparable(self, build_id: str) -> list[dict[str, Any]]:
         """Summaries of the builds on the same data and network as this one, it included."""

@@ -59,11 +59,23 @@ def content_id(*parts: Any) -> str:
 
     def plain(part: Any) -> Any:
         if is_dataclass(part) and not isinstance(part, type):
-            return {type(part).__name__: asdict(part)}
+            return {type(part).__name__: settled(asdict(part))}
         return part.hex() if isinstance(part, bytes) else part
 
     text = json.dumps([FORMAT, *map(plain, parts)], sort_keys=True, default=list)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+LATER = {"revision": ""}  # fields that older ids know nothing of
+
+
+def settled(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the `LATER` fields that are at their default, so that ids stay what they were."""
+    return {
+        name: settled(value) if isinstance(value, dict) else value
+        for name, value in fields.items()
+        if name not in LATER or value != LATER[name]
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +90,7 @@ class DataSpec:
     noise: float = 0.0  # share of training labels flipped
     noise_kind: str = "uniform"  # or class; `data.NOISES`
     noise_seed: int = 0
+    revision: str = ""  # id of the decisions applied to it (`attribution.revision`)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -212,6 +212,7 @@ def options(spec: BuildSpec) -> list[str]:
         ("noise", spec.data.noise, blank.data.noise),
         ("noise-kind", spec.data.noise_kind, blank.data.noise_kind),
         ("noise-seed", spec.data.noise_seed, blank.data.noise_seed),
+        ("revision", spec.data.revision, blank.data.revision),
         ("model", spec.model, None),
         ("width", spec.width, blank.width),
         ("epochs", spec.epochs, blank.epochs),

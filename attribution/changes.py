@@ -1,0 +1,94 @@
+"""What training again bought: two builds on the same test images, image by image.
+
+Axes: T test examples, C classes.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from .records import UserError
+
+KINDS = ("mended", "broken", "still wrong", "still right")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Accuracy before and after, and how sure the difference is."""
+
+    before: float
+    after: float
+    mended: int  # wrong before, right after
+    broken: int  # right before, wrong after
+    still_wrong: int
+    chance: float  # that equally good networks differ as much (exact McNemar test, two-sided)
+
+    @property
+    def words(self) -> str:
+        """The summary in a sentence."""
+        surely = (
+            "Networks that are equally good would differ as much by chance "
+            f"{self.chance:.0%} of the time."
+        )
+        return (
+            f"Test accuracy {self.before:.1%} before, {self.after:.1%} after: {self.mended} "
+            f"mistakes mended, {self.broken} new ones. {surely}"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Changes:
+    """One row a test image: label, predicted before and after, probability of the label, kind."""
+
+    table: pd.DataFrame
+    summary: Summary
+
+
+def changes(
+    labels_T: np.ndarray, before_TC: np.ndarray, after_TC: np.ndarray, before: str, after: str
+) -> Changes:
+    """Compare the probabilities that two builds give to the same test images.
+
+    Raises `UserError` where they are not of the same images and classes.
+    """
+    if before_TC.shape != after_TC.shape:
+        raise UserError(
+            found=f"builds {before} and {after} with {before_TC.shape} and {after_TC.shape} "
+            "test images and classes",
+            wanted="the same test images and classes",
+            next_step="compare a build with the one that its decisions were made on",
+        )
+    was_T, is_T = before_TC.argmax(1), after_TC.argmax(1)
+    right = np.stack([was_T == labels_T, is_T == labels_T])
+    kind_T = np.select([~right[0] & right[1], right[0] & ~right[1], ~right[0]], KINDS[:3], KINDS[3])
+    rows = np.arange(len(labels_T))
+    table = pd.DataFrame(
+        {
+            "label": labels_T,
+            "before": was_T,
+            "after": is_T,
+            "label_before": before_TC[rows, labels_T],
+            "label_after": after_TC[rows, labels_T],
+            "kind": kind_T,
+        },
+        index=pd.RangeIndex(len(labels_T), name="test_id"),
+    )
+    count = table.kind.value_counts()
+    mended, broken = (int(count.get(k, 0)) for k in KINDS[:2])
+    summary = Summary(
+        before=float(right[0].mean()),
+        after=float(right[1].mean()),
+        mended=mended,
+        broken=broken,
+        still_wrong=int(count.get("still wrong", 0)),
+        chance=by_chance(mended, broken),
+    )
+    return Changes(table, summary)
+
+
+def by_chance(mended: int, broken: int) -> float:
+    """Exact McNemar test: a fair coin for each image that changed sides."""
+    from scipy.stats import binomtest  # takes half a second to import
+
+    return float(binomtest(mended, mended + broken).pvalue) if mended + broken else 1.0

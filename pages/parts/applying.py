@@ -1,0 +1,62 @@
+"""Training again with the decisions in force."""
+
+from collections import Counter
+
+import streamlit as st
+
+from attribution import strategies
+from attribution.engine import Build
+from attribution.records import UserError
+
+from .jobs import RUNNING, bar
+from .opened import command_line, engine
+
+
+def applying(build: Build) -> None:
+    """How many decisions are in force on this build's data, and the button that applies them."""
+    counts = Counter(d.verdict for d in engine().decisions.in_force(build.data_id).values())
+    changing = counts["relabel"] + counts["drop"]
+    with st.container(border=True):
+        words, action = st.columns([4, 1], vertical_alignment="center")
+        if not changing:
+            words.write(
+                "No decision in force changes this data yet. Relabel or drop images on the page "
+                "*Review*, then train again here and see what it buys."
+            )
+            if action.button("Review labels", key="to_review", width="stretch"):
+                st.switch_page("pages/review.py")
+            return
+        words.write(
+            f"**{counts['relabel']}** images to relabel and **{counts['drop']}** to leave out. "
+            "Networks are trained again from the same seeds, in the background; the data and this "
+            "build stay as they are."
+        )
+        words.caption("Or in a terminal:")
+        words.code(command_line(["apply", build.id]), language="bash", wrap_lines=True)
+        if action.button("Train again", type="primary", key="apply", width="stretch"):
+            start(build)
+            st.rerun()
+
+
+def start(build: Build) -> None:
+    """Start the build of the revised data; a notice where the decisions cannot be applied."""
+    try:
+        revision = engine().revise(build.id)
+    except UserError as error:
+        st.session_state["notice"] = str(error)
+        return
+    engine().start(strategies.options(engine().revised_spec(build.id, revision.id)))
+
+
+def watch(build_id: str) -> None:
+    """Progress of training again; the page is drawn anew when it ends."""
+    busy = under_way()
+    if not busy:
+        st.rerun()
+    with st.container(border=True):
+        bar(busy[0])
+
+
+def under_way() -> list:
+    """Running builds of revised data."""
+    return [j for j in engine().jobs() if j.state == RUNNING and "--revision" in j.options]

@@ -1,0 +1,214 @@
+"""Decisions applied: the revised data by hand, training again, and what it changed."""
+
+import hashlib
+import json
+import shutil
+from dataclasses import replace
+from math import comb
+from pathlib import Path
+
+import numpy as np
+import pytest
+from apptest import APP, act, at_place, element, fine, items, page
+from conftest import Tiny
+from streamlit.testing.v1 import AppTest
+from typer.testing import CliRunner
+
+from attribution.__main__ import app as cli
+from attribution.changes import by_chance, changes
+from attribution.data import clean_labels, dataset
+from attribution.engine import Engine
+from attribution.records import DataSpec, UserError, content_id
+from pages.parts import opened
+
+
+@pytest.fixture
+def engine(tiny: Tiny, tmp_path: Path) -> Engine:
+    """The tiny build with a workspace of its own; what is built goes to a copy."""
+    shutil.copytree(tiny.cache, tmp_path / "cache", copy_function=shutil.copy)
+    return Engine(tmp_path / "cache", tmp_path)
+
+
+def decide(engine: Engine, build_id: str, train_id: int, verdict: str, label=None, who="") -> None:
+    build = engine.open(build_id)
+    engine.decisions.decide(
+        build.data_id, build.train_ids[train_id], verdict, label=label, reviewer=who,
+        build_id=build_id,
+    )  # fmt: skip
+
+
+def test_ids_of_data_that_was_never_revised_are_what_they_were() -> None:
+    fields = {"name": "mnist5k", "noise": 0.1, "noise_kind": "uniform", "noise_seed": 0}
+    text = json.dumps([1, "x", {"DataSpec": fields}], sort_keys=True)
+    assert content_id("x", DataSpec(noise=0.1)) == hashlib.sha256(text.encode()).hexdigest()[:12]
+    revised = content_id("x", DataSpec(noise=0.1, revision="0" * 12))
+    assert revised != content_id("x", DataSpec(noise=0.1))
+
+
+def test_the_revised_data_are_the_data_without_what_was_dropped_and_relabelled(
+    engine: Engine, tiny: Tiny
+) -> None:
+    build = engine.open(tiny.build)
+    wanted = dict(zip(build.train_ids, build.train_labels_N.tolist(), strict=True))
+    for n, (verdict, label) in {3: ("drop", None), 7: ("relabel", 4), 9: ("keep", None)}.items():
+        decide(engine, tiny.build, n, verdict, label, who="ada")
+        if verdict == "drop":
+            del wanted[build.train_ids[n]]
+        elif label is not None:
+            wanted[build.train_ids[n]] = label
+    made = engine.revise(tiny.build)
+    assert (made.relabelled, made.dropped, made.kept, made.missing) == (1, 1, 1, ())
+    assert made.build == tiny.build and made.reviewers == ("ada",) and len(made.decisions) == 3
+    spec = engine.revised_spec(tiny.build, made.id).data
+    found = dataset(engine.store, spec)
+    assert dict(zip(found.train.ids, found.train.labels_N.tolist(), strict=True)) == wanted
+    at = [build.train_ids.index(e) for e in found.train.ids]
+    np.testing.assert_array_equal(found.train.images, build.data.train.images[at])
+    assert found.test.ids == build.data.test.ids
+    clean = clean_labels(engine.store, build.data_id)
+    np.testing.assert_array_equal(clean_labels(engine.store, found.id), clean[at])
+    assert engine.revise(tiny.build) == made  # once made, found
+
+
+def test_a_second_revision_holds_the_first(engine: Engine, tiny: Tiny) -> None:
+    decide(engine, tiny.build, 3, "drop")
+    decide(engine, tiny.build, 7, "relabel", 4)
+    first = engine.revise(tiny.build)
+    after = engine.build(engine.revised_spec(tiny.build, first.id))["build"]
+    build = engine.open(after)
+    assert len(build.train_ids) == len(engine.open(tiny.build).train_ids) - 1
+    decide(engine, after, 0, "drop")
+    second = engine.revise(after)
+    found = dataset(engine.store, engine.revised_spec(after, second.id).data)
+    assert found.train.ids == build.train_ids[1:]
+    np.testing.assert_array_equal(found.train.labels_N, build.train_labels_N[1:])
+    assert [b["build"] for b in engine.revised(tiny.build)] == [after]
+    assert engine.revision(after) == first and engine.revision(tiny.build) is None
+
+
+def test_decisions_on_what_the_data_no_longer_has_are_told_and_left(
+    engine: Engine, tiny: Tiny
+) -> None:
+    build = engine.open(tiny.build)
+    decide(engine, tiny.build, 3, "drop")
+    engine.decisions.decide(build.data_id, "gone-0", "drop", label=None, build_id=tiny.build)
+    made = engine.revise(tiny.build)
+    assert made.missing == ("gone-0",) and made.dropped == 1
+
+
+def test_decisions_that_change_nothing_are_refused(engine: Engine, tiny: Tiny) -> None:
+    for verdict in (None, "keep"):
+        if verdict:
+            decide(engine, tiny.build, 3, verdict)
+        with pytest.raises(UserError) as told:
+            engine.revise(tiny.build)
+        assert "no relabel and no drop" in told.value.found
+
+
+def test_a_class_cannot_be_emptied(engine: Engine, tiny: Tiny) -> None:
+    build = engine.open(tiny.build)
+    for n in np.flatnonzero(build.train_labels_N == 6):
+        decide(engine, tiny.build, int(n), "relabel", 1)
+    with pytest.raises(UserError) as told:
+        engine.revise(tiny.build)
+    assert "class '6'" in told.value.found
+
+
+def test_an_unknown_revision_is_a_users_mistake(engine: Engine, tiny: Tiny) -> None:
+    for name in ("0" * 12, "../../x"):
+        spec = replace(engine.open(tiny.build).spec, data=DataSpec(noise=0.1, revision=name))
+        with pytest.raises(UserError) as told:
+            engine.build(spec)
+        assert name in told.value.found and "apply" in told.value.next_step
+
+
+def test_changes_are_told_image_by_image() -> None:
+    draw = np.random.default_rng(0)
+    labels = draw.integers(0, 3, 200)
+    before, after = draw.random((2, 200, 3))
+    found = changes(labels, before, after, "a", "b")
+    for t, one in found.table.iterrows():
+        was, now = before[t].argmax() == labels[t], after[t].argmax() == labels[t]
+        kind = {(0, 1): "mended", (1, 0): "broken", (0, 0): "still wrong", (1, 1): "still right"}
+        assert one.kind == kind[int(was), int(now)]
+        assert (one.label_before, one.label_after) == (before[t, labels[t]], after[t, labels[t]])
+    s = found.summary
+    assert s.after - s.before == pytest.approx((s.mended - s.broken) / 200)
+    with pytest.raises(UserError):
+        changes(labels, before, after[:, :2], "a", "b")
+
+
+@pytest.mark.parametrize(("mended", "broken"), [(0, 0), (8, 1), (5, 5), (0, 6)])
+def test_the_chance_is_that_of_a_fair_coin(mended: int, broken: int) -> None:
+    n = mended + broken
+    as_rare = sum(comb(n, k) for k in range(n + 1) if comb(n, k) <= comb(n, mended))
+    assert by_chance(mended, broken) == pytest.approx(as_rare / 2**n)
+
+
+def test_the_command_applies_trains_again_and_says_what_it_bought(
+    engine: Engine, tiny: Tiny
+) -> None:
+    build = engine.open(tiny.build)
+    clean = clean_labels(engine.store, build.data_id)
+    for n in np.flatnonzero(clean != build.train_labels_N):  # a reviewer who knows
+        decide(engine, tiny.build, int(n), "relabel", int(clean[n]))
+    where = ["--cache", str(engine.cache), "--workspace", str(engine.workspace)]
+    told = CliRunner().invoke(cli, ["apply", tiny.build, *where, "--json"])
+    found = json.loads(told.stdout)
+    after = engine.open(found["build"])
+    assert np.array_equal(after.train_labels_N, clean)
+    assert found["after"] == pytest.approx(after.summary["accuracy"])
+    assert found["before"] == pytest.approx(build.summary["accuracy"])
+    assert found["revision"]["relabelled"] == int((clean != build.train_labels_N).sum())
+    again = CliRunner().invoke(cli, ["apply", tiny.build, *where])
+    assert f"Build {after.id}" in again.stdout and "mistakes mended" in again.stdout
+    empty = CliRunner().invoke(cli, ["apply", after.id, *where])
+    assert isinstance(empty.exception, UserError)
+
+
+# The page.
+
+
+def test_without_decisions_the_page_points_to_the_review(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_place(Tiny(tiny.cache, tmp_path, tiny.build), monkeypatch)
+    shown = fine(page("changes"))
+    assert any("No decision in force" in m.value for m in shown.markdown)
+    assert not shown.get("bidi_component")
+
+
+def test_the_page_trains_again_and_shows_what_changed(
+    engine: Engine, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_place(Tiny(engine.cache, engine.workspace, tiny.build), monkeypatch)
+    build = engine.open(tiny.build)
+    clean = clean_labels(engine.store, build.data_id)
+    for n in np.flatnonzero(clean != build.train_labels_N)[:200]:
+        decide(engine, tiny.build, int(n), "relabel", int(clean[n]))
+    started: list[tuple] = []
+    monkeypatch.setattr(Engine, "start", lambda self, *given: started.append(given) or "job")
+    shown = fine(page("changes"))
+    assert any("**200** images to relabel" in m.value for m in shown.markdown)
+    shown.button(key="apply").click().run()
+    ((options,),) = started
+    assert options[options.index("--revision") + 1] == engine.revise(tiny.build).id
+    made = CliRunner().invoke(cli, ["build", *options, "--cache", str(engine.cache), "--json"])
+    after = json.loads(made.stdout)["build"]
+    changed = engine.changes(tiny.build, after)
+    for at in (tiny.build, after):  # either of the two is asked for
+        app = AppTest.from_file(APP, default_timeout=60)
+        app.switch_page("pages/changes.py")
+        app.query_params["build"] = at
+        app.run()
+        fine(app)
+        for group, kind in enumerate(("mended", "broken", "still wrong")):
+            wanted = changed.table.index[changed.table.kind == kind]
+            shown_ids = [i["id"] for i in items(app, "changes", group)]
+            assert set(shown_ids) <= set(wanted) and len(shown_ids) == min(60, len(wanted))
+        assert app.metric[0].value == f"{changed.summary.after:.1%}"
+    first = items(app, "changes", 2)[0]["id"]
+    act(app, "changes", {"type": "pick", "id": first})
+    assert app.session_state["test"] == first and app.session_state["build"] == after
+    assert element(app, "tests")["selected"] == first
+    assert opened.engine().open(after).id == after
