@@ -63,6 +63,7 @@ class Arm:
     sizes: tuple[Size, ...]
     axes: Mapping[str, Any] = field(default_factory=dict)
     estimator: str = "trak"
+    control: bool = False  # read with the first seed only
 
     def boxes(self) -> dict[Size, list[Size]]:
         """Ensembles that have to be made, and the sizes that are read off each."""
