@@ -101,15 +101,17 @@ def ekfac(work: Work, batch: int) -> Tensor | None:
 
 def peers(setting: Setting) -> list[Peer]:
     """Dampings of kronfluence: its default, its heuristic (0 here) and larger ones."""
-    small = setting is CIFAR2
-    sizes = (250, 1000) if small else (500, 1500)
+    sizes = (250, 1000) if setting is CIFAR2 else (500, 1500)
     grid = (0.0, 1e-2, 1.0, 1e2, 1e4)
+    wide = {"dims": 2048, "dampings": (0.0, 1.0), "batches": sizes[1:]}
     found = [
         Peer(name="traker", run=traker, dampings=grid, batches=sizes),
         Peer(name="dattri", run=dattri, dampings=grid, batches=sizes),
-        Peer(name="kronfluence EK-FAC", run=ekfac, dampings=(1e-8, 0.0, 1e-3, 1e-1), batches=sizes),
     ]
-    return [*found, replace(found[0], name="traker", dims=2048), replace(found[1], dims=2048)]
+    curvature = Peer(
+        name="kronfluence EK-FAC", run=ekfac, dampings=(1e-8, 0.0, 1e-1), batches=sizes
+    )
+    return [*found, curvature, *(replace(peer, **wide) for peer in found)]
 
 
 def measure(options: Options) -> list[Row]:

@@ -72,8 +72,8 @@ def show(before: Build, after: Build) -> None:
         groups.append({"label": title, "title": True, "items": items, "empty": "None."})
     grid("changes", to_explain, kind="pick", tile=76, groups=groups)
     st.caption(
-        "The probability of the given test label, before → after. Pick an image to see what is "
-        "behind its prediction now."
+        "What each was called before → after, those whose probability moved most first. Pick an "
+        "image to see what is behind its prediction now."
     )
     st.download_button(
         "Every test image as CSV",
@@ -124,10 +124,10 @@ def item(build: Build, test_id: int, one) -> dict:
     return {
         "id": test_id,
         "src": thumb(build, "test", test_id),
-        "alt": f"Test image {test_id}",
+        "alt": f"Test image {test_id}, labelled {names[one.label]}, which had "
+        f"{one.label_before:.0%} before and has {one.label_after:.0%} after",
         "caption": f"{names[one.before]} → {names[one.after]}",
         "correct": bool(one.after == one.label),
-        "note": f"{one.label_before:.0%} → {one.label_after:.0%}",
     }
 
 
