@@ -14,6 +14,7 @@ from .rows import Options, table
 
 NAMES = (
     "advisor",
+    "applied",
     "click",
     "demo",
     "member",

@@ -22,7 +22,7 @@ REVIEWED = 500
 
 
 def measure(options: Options) -> list[Row]:
-    before, after, mended, broken, wrong = [], [], [], [], []
+    accuracies, mended, broken, wrong = [], [], [], []
     for seed in range(options.times(3)):
         with tempfile.TemporaryDirectory() as folder:
             place = options.cache or Path(folder) / "cache"
@@ -35,10 +35,10 @@ def measure(options: Options) -> list[Row]:
             then = engine.build(engine.revised_spec(build_id, made.id))["build"]
             found = engine.changes(build_id, then).summary
             clean = replace(spec, data=DataSpec())
-            before.append((found.before, found.after, engine.build(clean)["accuracy"]))
+            accuracies.append((found.before, found.after, engine.build(clean)["accuracy"]))
             mended.append(found.mended)
             broken.append(found.broken)
-    was, now, best = zip(*before, strict=True)
+    was, now, best = zip(*accuracies, strict=True)
     what = f"demo, first {REVIEWED} reviewed by the truth"
     return [
         row(f"{what}: wrong labels among them", wrong, ""),
