@@ -103,7 +103,6 @@ def peers(setting: Setting) -> list[Peer]:
     """Dampings of kronfluence: its default, its heuristic (0 here) and larger ones."""
     sizes = (250, 1000) if setting is CIFAR2 else (500, 1500)
     grid = (0.0, 1e-2, 1.0, 1e2, 1e4)
-    wide = {"dims": 2048, "dampings": (0.0, 1.0), "batches": sizes[1:]}
     found = [
         Peer(name="traker", run=traker, dampings=grid, batches=sizes),
         Peer(name="dattri", run=dattri, dampings=grid, batches=sizes),
@@ -111,7 +110,8 @@ def peers(setting: Setting) -> list[Peer]:
     curvature = Peer(
         name="kronfluence EK-FAC", run=ekfac, dampings=(1e-8, 0.0, 1e-1), batches=sizes
     )
-    return [*found, curvature, *(replace(peer, **wide) for peer in found)]
+    wide = [replace(p, dims=2048, dampings=(0.0, 1.0), batches=sizes[1:]) for p in found]
+    return [*found, curvature, *wide]
 
 
 def measure(options: Options) -> list[Row]:
