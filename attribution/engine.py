@@ -26,8 +26,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
+from . import groups, jobs, strategies, tuning
 from . import index as indexes
-from . import jobs, strategies, tuning
 from .adapters import checked, fitted, loaded, saved
 from .brittleness import BrittlenessSpec, flips
 from .brittleness import check as check_removals
@@ -39,6 +39,7 @@ from .decisions import Decisions
 from .estimators import ESTIMATORS, Whitening, asked, q, whitening
 from .features import Block, Examples, Projected, block, margins, projected
 from .gradients import Site
+from .groups import GroupAnswer
 from .members import View, example_keys
 from .metrics import ceiling, detection, interval, lds
 from .mislabels import suspects
@@ -936,8 +937,11 @@ class Build:
 
     def query_group(
         self, test_ids: Iterable[int], k: int = 12, target: str = "predicted"
-    ) -> Answer:
-        """One answer for several test examples: queries are vectors, so they add up."""
+    ) -> GroupAnswer:
+        """What several test examples have in common: those that no single one of them decides.
+
+        Raises `UserError` for an empty group, and as `query` does.
+        """
         chosen = list(test_ids)
         if not chosen:
             raise UserError(
@@ -946,19 +950,57 @@ class Build:
         self.check_k(k)
         for t in chosen:
             self._check_test(t)
-        targets = [self._class_of(t, target) for t in chosen]
-        total_Md = np.zeros(self.compressed.queries_TMd.shape[1:], np.float32)
-        for t, c in zip(chosen, targets, strict=True):
-            total_Md += self._query_Md(t, c)
-        asked = targets[0] if len(set(targets)) == 1 else -1
-        return self._answer(total_Md / len(chosen), -1, asked, k)
+        u_GMd = [self._query_Md(t, self._class_of(t, target)).astype(np.float32) for t in chosen]
+        mean_Md = np.mean(u_GMd, 0)
+        each_Gd = np.stack([u_Md.mean(0) for u_Md in u_GMd])
+        # Of the same length, so that a loud query does not choose the candidates alone.
+        alike_1d = (each_Gd / np.linalg.norm(each_Gd, axis=1, keepdims=True)).sum(0)[None]
+        wide = min(groups.CANDIDATES * k, len(self.train_labels_N))
+        found = []
+        for sign in (1, -1):
+            ids_C = np.union1d(
+                *(self.compressed.search(some, wide, sign < 0) for some in (mean_Md, alike_1d))
+            )
+            scores_GC = self.compressed.member_scores(each_Gd, ids_C)
+            found.append(groups.supported(scores_GC, self._hits(mean_Md, ids_C), k, sign))
+        return GroupAnswer(
+            test_ids=tuple(chosen), proponents=found[0], opponents=found[1], noise=self.noise
+        )
+
+    def contrast(self, test_id: int, target: str, other: str, k: int = 12) -> Answer:
+        """What speaks for one class rather than another: the difference of two queries.
+
+        Raises `UserError` as `query` does, and for a class against itself.
+        """
+        self._check_test(test_id)
+        self.check_k(k)
+        one, two = self._class_of(test_id, target), self._class_of(test_id, other)
+        if one == two:
+            raise UserError(
+                found=f"class {self.classes[one]!r} against itself",
+                wanted="two classes",
+                next_step="choose another",
+            )
+        u_Md, v_Md = (self._query_Md(test_id, c).astype(np.float32) for c in (one, two))
+        return self._answer(u_Md - v_Md, test_id, one, k)
+
+    def hubs(self, k: int = 10) -> pd.DataFrame:
+        """Training examples that many test examples have among their k strongest proponents."""
+        return groups.hubs(self.top(k), self.train_labels_N)
+
+    def unsteady(self, k: int = 5) -> pd.DataFrame:
+        """`tests` with `steady`: how many of its k strongest proponents are not shaky.
+
+        Those with fewest first: the training set has little like them.
+        """
+        count_T = [groups.steady(self.query(t, k)) for t in range(len(self.test_labels_T))]
+        return self.tests().assign(steady=count_T).sort_values("steady", kind="stable")
 
     def _answer(self, u_Md: np.ndarray, test_id: int, target: int, k: int) -> Answer:
-        alone = test_id >= 0
         return Answer(
             test_id=test_id,
-            label=int(self.test_labels_T[test_id]) if alone else -1,
-            predicted=int(self.predicted_T[test_id]) if alone else -1,
+            label=int(self.test_labels_T[test_id]),
+            predicted=int(self.predicted_T[test_id]),
             target=target,
             proponents=self._hits(u_Md, self.compressed.search(u_Md, k)),
             opponents=self._hits(u_Md, self.compressed.search(u_Md, k, opponents=True)),

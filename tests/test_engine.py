@@ -324,14 +324,6 @@ def test_a_query_is_the_projection_of_a_backward_call_whether_stored_or_fresh(op
         assert dense.off(found, mean_N[[h.train_id for h in hits]]) < 2 * HALF
 
 
-def test_a_groups_scores_are_the_mean_of_its_members(opened):
-    group = [4, 90, 333]
-    each = [member_scores(opened, stored_query(opened, t, opened.predicted_T[t])) for t in group]
-    answer = opened.query_group(group, 20)
-    assert_hits(opened, answer.proponents, np.mean(each, 0), 1)
-    assert_hits(opened, answer.opponents, np.mean(each, 0), -1)
-
-
 @pytest.mark.parametrize(
     ("ask", "found", "wanted", "next_step"),
     [
