@@ -65,6 +65,7 @@ def navigation() -> None:
         [
             st.Page("pages/overview.py", title="Overview", default=True),
             st.Page("pages/explain.py", title="Explain"),
+            st.Page("pages/groups.py", title="Patterns"),
             st.Page("pages/review.py", title="Review"),
             st.Page("pages/changes.py", title="Before & after"),
             st.Page("pages/compare.py", title="Compare"),

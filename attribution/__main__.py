@@ -542,6 +542,34 @@ def export(
     return None
 
 
+@app.command(name="report")
+def one_page(
+    build_id: BuildId,
+    output: Annotated[Path, typer.Option("-o", help="The .html file to write.")],
+    test: Annotated[
+        int | None, typer.Option(help="A test example; the review if left out.")
+    ] = None,
+    target: Annotated[str, typer.Option(help="predicted, label, or a class.")] = "predicted",
+    workspace: Workspace = None,
+    cache: Cache = CACHE,
+    as_json: AsJson = False,
+) -> None:
+    """One page to send to someone: why a prediction came out, or what a review decided."""
+    from . import report
+
+    engine = open_engine(cache, workspace)
+    build = engine.open(build_id)
+    if test is None:
+        page = report.review(build, engine.decisions.in_force(build.data_id))
+    else:
+        page = report.prediction(build, test, target=target)
+    write_whole(output, page.encode())
+    if as_json:
+        return show_json({"file": str(output)})
+    out.print(f"{output}: open it in a browser, or send it.")
+    return None
+
+
 @app.command(name="app")
 def web_app(
     port: Annotated[int, typer.Option(help="Port on localhost.")] = 8501,

@@ -7,7 +7,7 @@ from attribution.engine import Build
 from attribution.revision import Revision
 from pages.parts.applying import applying, under_way, watch
 from pages.parts.grid import consume, grid, notice
-from pages.parts.opened import build_name, build_or_stop, engine, thumb
+from pages.parts.opened import build_name, build_or_stop, engine, go, thumb
 from pages.parts.trouble import guarded
 
 SHOWN = 60  # pictures of each kind
@@ -25,7 +25,7 @@ def main() -> None:
     notice()
     consume("changes", to_explain)
     if "go" in st.session_state:
-        st.switch_page(st.session_state.pop("go"))
+        go(st.session_state.pop("go"))
     if under_way():
         st.fragment(guarded(watch), run_every=1.0)(build.id)
     pair = before_and_after(build)
@@ -138,7 +138,7 @@ def to_explain(action: dict) -> None:
         target="predicted",
         build=st.session_state.get("changes_build"),
         show="all",
-        go="pages/explain.py",
+        go="explain",
     )
 
 

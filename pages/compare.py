@@ -15,7 +15,7 @@ from pages.parts.asked import chosen_test, pick, question, test_grid
 from pages.parts.grid import consume, notice
 from pages.parts.jobs import RUNNING
 from pages.parts.measuring import measurements, measuring
-from pages.parts.opened import build_or_stop, command_line, engine, ensemble_name
+from pages.parts.opened import build_or_stop, command_line, engine, ensemble_name, go
 from pages.parts.thumbs import inline
 from pages.parts.trouble import guarded
 from pages.parts.words import blink, readable, size, span
@@ -418,7 +418,7 @@ def settings(build: Build) -> None:
         st.code(command_line(["build", *found["options"]]), language="bash", wrap_lines=True)
         if st.button("Start this build", key="start_tuned"):
             engine().start(found["options"])
-            st.switch_page("pages/builds.py")
+            go("builds")
 
 
 def members(mine: Row, known: list[Row]) -> None:
@@ -549,7 +549,7 @@ def budget(known: list[Row]) -> None:
         st.code(command_line(["build", *options]), language="bash", wrap_lines=True)
         if st.button("Start this build", key="start_advised"):
             engine().start(options)
-            st.switch_page("pages/builds.py")
+            go("builds")
 
 
 VIEWS = {

@@ -17,8 +17,8 @@ from pages.parts.grid import (
     undo,
     verdicts,
 )
-from pages.parts.opened import DOUBT, build_or_stop
-from pages.parts.thumbs import inline
+from pages.parts.hits import hit_item
+from pages.parts.opened import build_or_stop
 from pages.parts.trouble import guarded
 from pages.parts.words import readable
 
@@ -176,27 +176,6 @@ def explain(build: Build, test_id: int, on_hit) -> None:
         f"band reaches zero, or members disagree. A dashed label is itself in doubt. Pick a "
         f"training image to keep, relabel or drop it."
     )
-
-
-def hit_item(build: Build, hit: Hit, suspect: pd.Series, times: float) -> dict:
-    members = build.summary["members"]
-    agree = round(hit.agreement * members)
-    name = build.classes[hit.label]
-    error = "" if hit.stderr is None else f" ± {2 * hit.stderr:.2g}"
-    return {
-        "id": hit.train_id,
-        "src": inline(build, "train", hit.train_id),
-        "alt": f"Training image {hit.train_id}, labelled {name}",
-        "caption": name,
-        "doubt": int(suspect.suggested_label) if suspect.score > DOUBT else None,
-        "score": hit.score,
-        "stderr": hit.stderr or 0,
-        "score_text": f"{hit.score * times:+.1f}",
-        "agreement_text": f"{agree}/{members}",
-        "shaky": hit.shaky,
-        "title": f"Training image {hit.train_id}, labelled {name}. Score {hit.score:+.3g}{error}; "
-        f"{agree} of {members} members agree on the direction.",
-    }
 
 
 main()

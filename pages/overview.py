@@ -6,7 +6,7 @@ import streamlit as st
 from attribution.engine import Build
 from pages.parts.builds_table import builds_table
 from pages.parts.grid import consume, grid
-from pages.parts.opened import DOUBT, build_or_stop, engine, thumb
+from pages.parts.opened import DOUBT, build_or_stop, engine, go, thumb
 from pages.parts.words import span
 
 SHOWN = 20  # pictures of each kind; two rows of them are in view
@@ -20,7 +20,7 @@ def main() -> None:
     consume("overview_wrong", to_explain)
     consume("overview_suspects", to_review)
     if "go" in st.session_state:
-        st.switch_page(st.session_state.pop("go"))
+        go(st.session_state.pop("go"))
     facts(build)
     left, right = st.columns(2, border=True)
     with left:
@@ -30,7 +30,7 @@ def main() -> None:
     st.subheader("Builds", anchor=False)
     builds_table("builds_table")
     if st.button("Start another build", key="to_builds"):
-        st.switch_page("pages/builds.py")
+        go("builds")
 
 
 def facts(build: Build) -> None:
@@ -63,7 +63,7 @@ def mistakes(build: Build) -> None:
     group = {"label": "Wrong predictions", "items": items, "empty": empty}
     grid("overview_wrong", to_explain, kind="pick", tile=76, rows=2, groups=[group])
     if st.button("Explain predictions", type="primary", key="to_explain"):
-        st.switch_page("pages/explain.py")
+        go("explain")
 
 
 def suspects(build: Build) -> None:
@@ -87,17 +87,17 @@ def suspects(build: Build) -> None:
     group = {"label": "Suspicious training images", "items": items, "empty": empty}
     grid("overview_suspects", to_review, kind="pick", tile=76, rows=2, groups=[group])
     if st.button("Review labels", type="primary", key="to_review"):
-        st.switch_page("pages/review.py")
+        go("review")
 
 
 def to_explain(action: dict) -> None:
     """Open the picked prediction."""
-    st.session_state.update(test=action.get("id"), target="predicted", go="pages/explain.py")
+    st.session_state.update(test=action.get("id"), target="predicted", go="explain")
 
 
 def to_review(action: dict) -> None:
     """Put the review's cursor on the picked image."""
-    st.session_state.update(review_at=action.get("id"), go="pages/review.py")
+    st.session_state.update(review_at=action.get("id"), go="review")
 
 
 main()

@@ -289,7 +289,7 @@ def test_settings_are_chosen_on_a_button_and_start_a_build(
     app = fine(visit(view="advice"))
     assert "Settings without ground truth" in [s.value for s in app.subheader]
     app.button(key="tune").click().run()
-    until = time.monotonic() + 120
+    until = time.monotonic() + 300
     while engine.jobs()[0].state == "running" and time.monotonic() < until:
         time.sleep(0.2)
     job = engine.jobs()[0]
@@ -302,6 +302,7 @@ def test_settings_are_chosen_on_a_button_and_start_a_build(
     monkeypatch.setattr(Engine, "start", lambda self, *given: started.append(given) or "job")
     app.button(key="start_tuned").click().run()
     assert started == [(found["options"],)]
+    assert fine(app).title[0].value == "Builds"  # though the view is bound to the address
 
 
 def test_settings_that_could_not_be_chosen_say_why(

@@ -9,7 +9,7 @@ from attribution.engine import Build
 from attribution.records import UserError
 
 from .jobs import RUNNING, bar
-from .opened import command_line, engine
+from .opened import command_line, engine, go
 
 
 def applying(build: Build) -> None:
@@ -24,7 +24,7 @@ def applying(build: Build) -> None:
                 "*Review*, then train again here and see what it buys."
             )
             if action.button("Review labels", key="to_review", width="stretch"):
-                st.switch_page("pages/review.py")
+                go("review")
             return
         words.write(
             f"**{counts['relabel']}** images to relabel and **{counts['drop']}** to leave out. "

@@ -8,7 +8,7 @@ from attribution.engine import Build
 from attribution.jobs import Job
 
 from .jobs import RUNNING, bar
-from .opened import command_line, engine
+from .opened import command_line, engine, go
 from .trouble import guarded
 
 
@@ -71,7 +71,7 @@ def watch(ids: list[str]) -> None:
         with words:
             bar(busy[0])
         if action.button("Log and cancel", key="to_builds", width="stretch"):
-            st.switch_page("pages/builds.py")
+            go("builds")
 
 
 def measurements(ids: list[str]) -> list[Job]:

@@ -4,7 +4,7 @@ import os
 import shlex
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
@@ -59,6 +59,16 @@ def build_or_stop(title: str, about: str) -> Build:
     return build
 
 
+def go(page: str) -> NoReturn:
+    """Open another page on the same build.
+
+    Said with the address it is to have: left to itself, Streamlit would clear the present one and
+    refuse while a widget is bound to it.
+    """
+    kept = st.session_state.get("build")
+    st.switch_page(f"pages/{page}.py", query_params={"build": kept} if kept else {})
+
+
 def head(place: DeltaGenerator, title: str, about: str) -> None:
     """A page's title with one line on what it is for."""
     with place.container(gap=None):
@@ -69,8 +79,9 @@ def head(place: DeltaGenerator, title: str, about: str) -> None:
 def build_name(summary: dict[str, Any]) -> str:
     """What a person calls a build: its data, network, members and age."""
     noise = f" with {summary['noise']:.0%} wrong labels" if summary["noise"] else ""
+    revised = ", revised" if summary["spec"]["data"].get("revision") else ""
     return (
-        f"{summary['data']}{noise} · {summary['model']} · {ensemble_name(summary)} · "
+        f"{summary['data']}{noise}{revised} · {summary['model']} · {ensemble_name(summary)} · "
         f"{summary['build'][:6]}"
     )
 
@@ -92,7 +103,7 @@ def no_builds() -> None:
         )
         if st.button("Build the demo", type="primary", key="build_demo"):
             engine().start(["--noise", "0.1"])
-            st.switch_page("pages/builds.py")
+            go("builds")
         st.caption("Or in a terminal:")
         st.code(command_line(["build", "--noise", "0.1"]), language="bash")
 

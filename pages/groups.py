@@ -1,0 +1,251 @@
+"""Beyond one prediction: confusions as a whole, one class against another, hubs, blind spots."""
+
+import streamlit as st
+
+from attribution.engine import Build
+from attribution.groups import GroupHit
+from pages.parts import charts
+from pages.parts.asked import PAGE, test_item
+from pages.parts.grid import class_keys, consume, decide, grid, notice, undo, verdicts
+from pages.parts.hits import hit_item
+from pages.parts.opened import DOUBT, build_or_stop, go, thumb
+from pages.parts.words import readable
+
+HITS = 18
+NEAR = 10  # strongest proponents by which hubs are counted
+STEADY = 5  # strongest proponents of which some should be told from zero
+BOUND = {"bind": "query-params", "persist_state": "session"}
+
+
+def main() -> None:
+    build = build_or_stop("Patterns", "What several predictions have in common, and what none has.")
+    notice()
+    for key in ("group_tests", "unsteady"):
+        consume(key, to_explain)
+    for key in ("group_hits", "hubs"):
+        consume(key, lambda action: on_hit(build, action))
+    if "go" in st.session_state:
+        go(st.session_state.pop("go"))
+    view = st.segmented_control(
+        "View", list(VIEWS), key="pattern", default="a confusion", required=True,
+        label_visibility="collapsed", **BOUND,
+    )  # fmt: skip
+    VIEWS[view](build)
+
+
+def confusion(build: Build) -> None:
+    """The training images behind all test images of a cell of the confusion matrix."""
+    names = list(build.classes)
+    matrix_CC = build.confusion_CC()
+    wrong_CC = matrix_CC.copy()
+    wrong_CC[range(len(names)), range(len(names))] = 0
+    left, right = st.columns([4, 9], gap="large")
+    with left:
+        label, predicted = (names.index(st.session_state[k]) if st.session_state.get(k) in names
+                            else None for k in ("group_label", "group_predicted"))  # fmt: skip
+        if label is None or predicted is None:
+            label, predicted = divmod(int(wrong_CC.argmax()), len(names))
+        a, b = st.columns(2)
+        chosen = [
+            place.selectbox(title, names, index=at, key=key, **BOUND)
+            for place, title, at, key in (
+                (a, "Labelled", label, "group_label"),
+                (b, "Called", predicted, "group_predicted"),
+            )
+        ]
+        label, predicted = map(names.index, chosen)
+        charts.confusion(
+            matrix_CC, build.classes, (names[label], names[predicted]), lambda: cell(), "group_cell"
+        )
+        tests = build.tests()
+        some = tests[(tests.label == label) & (tests.predicted == predicted)]
+        some = some.sort_values("confidence", ascending=False).head(PAGE)
+        items = [test_item(build, *one) for one in some.itertuples()]
+        group = {"label": "Its test images", "title": True, "items": items,
+                 "empty": "No test image is called so."}  # fmt: skip
+        grid("group_tests", to_explain, kind="pick", tile=60, groups=[group])
+    with right:
+        if not len(some):
+            st.info("Choose another cell of the matrix.")
+            return
+        answer = build.query_group([int(t) for t in some.index], HITS)
+        name = names[predicted]
+        whom = "the test image" if len(some) == 1 else f"the {len(some)} test images"
+        st.markdown(
+            f"What pushed {whom} labelled **{names[label]}** towards or away from **{name}**."
+        )
+        shown(build, answer.proponents, answer.opponents, name, len(some))
+        st.caption(
+            "Ranked by the mean over the test images without the one that is loudest, so that no "
+            "single image decides. Under each: the share of the test images that it pushes the "
+            "same way. Pick a training image to keep, relabel or drop it."
+        )
+
+
+def cell() -> None:
+    """A cell of the matrix was clicked."""
+    picked = st.session_state["group_cell"]["selection"].get("cell") or []
+    if picked:
+        st.session_state["group_label"] = picked[0]["label"]
+        st.session_state["group_predicted"] = picked[0]["predicted"]
+
+
+def shown(
+    build: Build, towards: tuple[GroupHit, ...], away: tuple[GroupHit, ...], name: str, count: int
+) -> None:
+    """A group's hits, with their support in place of the members' agreement."""
+    both = [*towards, *away]
+    times, said = readable(max((abs(one.without_loudest) for one in both), default=1))
+    suspects = build.mislabels()
+
+    def item(one: GroupHit) -> dict:
+        made = hit_item(build, one.hit, suspects.loc[one.hit.train_id], times)
+        together = round(one.support * count)
+        return made | {
+            "score": one.without_loudest,
+            "stderr": 0,
+            "score_text": f"{one.without_loudest * times:+.1f}",
+            "agreement_text": f"{together}/{count}",
+            "shaky": one.support < 0.8,
+            "title": f"Training image {one.hit.train_id}: pushes {together} of {count} test images "
+            "the same way.",
+        }
+
+    grid(
+        "group_hits",
+        lambda action: on_hit(build, action),
+        kind="hit",
+        tile=80,
+        classes=list(build.classes),
+        keys=class_keys(build),
+        verdicts=verdicts(build, [one.hit.train_id for one in both]),
+        scale=max((abs(one.without_loudest) for one in both), default=1) or 1,
+        groups=[
+            {"label": title, "title": True, "tone": tone, "items": [item(o) for o in some],
+             "empty": "None that more than one test image supports."}
+            for title, tone, some in (
+                (f"Pushed towards {name}", "for", towards),
+                (f"Pushed away from {name}", "against", away),
+            )
+        ],
+    )  # fmt: skip
+    if said:
+        st.caption(said)
+
+
+def contrast(build: Build) -> None:
+    """What spoke for one class rather than another."""
+    names = list(build.classes)
+    tests = build.tests()
+    wrong = tests[~tests.correct].sort_values("confidence", ascending=False)
+    first = int(wrong.index[0]) if len(wrong) else 0
+    a, b, c, _ = st.columns([2, 2, 2, 3])
+    test_id = int(
+        a.number_input("Test image", 0, len(tests) - 1, first, key="contrast_test", **BOUND)
+    )
+    one = tests.loc[test_id]
+    label, said = int(one.label), int(one.predicted)
+    target = b.selectbox("Rather this", names, index=said, key=f"rather_{test_id}")
+    rest = [name for name in names if name != target]
+    usual = names[label] if names[label] in rest else rest[0]
+    other = c.selectbox("than this", rest, index=rest.index(usual), key=f"than_{test_id}_{target}")
+    picture, hits = st.columns([2, 9], gap="large")
+    picture.image(build.image("test", test_id), width="stretch")
+    picture.caption(f"Test image {test_id}, labelled {names[label]}, called {names[said]}")
+    answer = build.contrast(test_id, str(names.index(target)), str(names.index(other)), HITS)
+    both = (*answer.proponents, *answer.opponents)
+    times, said_scale = readable(max((abs(h.score) for h in both), default=1))
+    suspects = build.mislabels()
+    with hits:
+        grid(
+            "group_hits",
+            lambda action: on_hit(build, action),
+            kind="hit",
+            tile=80,
+            classes=names,
+            keys=class_keys(build),
+            verdicts=verdicts(build, [h.train_id for h in both]),
+            scale=max((abs(h.score) + 2 * (h.stderr or 0) for h in both), default=1) or 1,
+            groups=[
+                {"label": title, "title": True, "tone": tone, "empty": "None found.",
+                 "items": [hit_item(build, h, suspects.loc[h.train_id], times) for h in some]}
+                for title, tone, some in (
+                    (f"For {target} rather than {other}", "for", answer.proponents),
+                    (f"For {other} rather than {target}", "against", answer.opponents),
+                )
+            ],
+        )  # fmt: skip
+        st.caption(f"{said_scale}{answer.noise}")
+
+
+def hubs(build: Build) -> None:
+    """Training images that are behind very many predictions."""
+    found = build.hubs(NEAR)
+    suspects = build.mislabels()
+    st.markdown(
+        f"Training images that most test images have among their {NEAR} strongest proponents. "
+        "A hub with a wrong label does harm in many places: look at these first."
+    )
+    items = []
+    for train_id, one in found.head(PAGE).iterrows():
+        i = int(train_id)
+        doubt = suspects.loc[i]
+        name = build.classes[int(one.label)]
+        items.append(
+            {
+                "id": i,
+                "src": thumb(build, "train", i),
+                "alt": f"Training image {i}, behind {int(one.tests)} test images, suspicion "
+                f"{doubt.score:.2f}",
+                "caption": name,
+                "correct": bool(doubt.score <= DOUBT),
+                "note": f"{int(one.tests)} tests",
+            }
+        )
+    group = {"label": "Hubs", "items": items, "empty": "There is none."}
+    grid("hubs", lambda action: on_hit(build, action), kind="pick", tile=76, groups=[group])
+    st.caption("In red: the label is itself in doubt. Pick one to review it.")
+
+
+def unsteady(build: Build) -> None:
+    """Test images for which no training image speaks clearly."""
+    with st.spinner("Looking at the proponents of every test image"):
+        found = build.unsteady(STEADY)
+    none = found[found.steady == 0]
+    st.markdown(
+        f"**{len(none)}** of {len(found)} test images have no steady proponent: of their {STEADY} "
+        "strongest none is told apart from zero. The training set has little like them; collect "
+        "more of their kind."
+    )
+    items = [
+        {**test_item(build, int(t), int(one.label), int(one.predicted), one.confidence,
+                     bool(one.correct)), "note": f"{int(one.steady)} of {STEADY}"}
+        for t, one in found.head(PAGE).iterrows()
+    ]  # fmt: skip
+    group = {"label": "Test images", "items": items, "empty": "There is no test image."}
+    grid("unsteady", to_explain, kind="pick", tile=76, groups=[group])
+
+
+def to_explain(action: dict) -> None:
+    st.session_state.update(test=action.get("id"), target="predicted", show="all",
+                            go="explain")  # fmt: skip
+
+
+def on_hit(build: Build, action: dict) -> None:
+    """A decision on a hit, its undo, or a hub to be reviewed."""
+    if action.get("type") == "undo":
+        undo(build)
+    elif action.get("type") == "decide":
+        decide(build, action, {"pattern": st.session_state.get("pattern")})
+    elif action.get("type") == "pick":
+        st.session_state.update(review_at=action.get("id"), go="review")
+
+
+VIEWS = {
+    "a confusion": confusion,
+    "one class rather than another": contrast,
+    "hubs": hubs,
+    "no steady proponent": unsteady,
+}
+
+main()
