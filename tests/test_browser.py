@@ -147,7 +147,8 @@ def test_main_path(page: Page, url: str, engine: Engine, build: Build) -> None:
 
     # export
     with page.expect_download() as download:
-        page.get_by_role("button", name="Export CSV").click()
+        page.get_by_role("button", name="Export").click()
+        page.get_by_role("button", name="Download").click()
     rows = list(csv.DictReader(StringIO(Path(download.value.path()).read_text())))
     assert len(rows) == len(build.train_ids)
     assert [row["example_id"] for row in rows if row["decision"]] == [made.example_id]

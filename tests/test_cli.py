@@ -495,7 +495,7 @@ def test_a_cache_without_room_is_a_mistake_and_what_is_finished_stays(tiny, run,
     assert sorted(p for p in cache.rglob("*") if "locks" not in p.parts) == before
 
 
-@pytest.mark.parametrize("command", ["scores {b}", "export {b}"])
+@pytest.mark.parametrize("command", ["scores {b}", "export {b} --force"])
 def test_an_output_that_finds_no_room_leaves_the_old_file_as_it_was(tiny, run, tmp_path, command):
     path = tmp_path / "out"
     path.write_text("of yesterday")
