@@ -133,8 +133,7 @@ def labels_of(build: "Build") -> dict[str, int]:
     for label, name in enumerate(build.classes):
         for written in {name, legible(name), str(harmless(legible(name)))}:
             found.setdefault(written, set()).add(label)
-    exact = {name: label for label, name in enumerate(build.classes)}
-    return {name: min(labels) for name, labels in found.items() if len(labels) == 1} | exact
+    return {name: min(labels) for name, labels in found.items() if len(labels) == 1}
 
 
 def csv_entries(path: Path) -> list[Entry]:
@@ -178,7 +177,7 @@ def studio_entries(path: Path) -> list[Entry]:
         raise foreign(path, "a task without its data, as in JSON-MIN", "label-studio")
     entries = [studio_entry(task, at) for at, task in enumerate(tasks)]
     # Of tasks on the same example one that decides counts, the newest of these.
-    entries.sort(key=lambda one: (one.verdict or one.choice is not None, one.time))
+    entries.sort(key=lambda one: (bool(one.verdict or one.choice), one.time))
     return list({one.example_id: one for one in entries}.values())
 
 
