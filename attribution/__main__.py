@@ -502,6 +502,7 @@ def export(
 ) -> None:
     """Labels and decisions, or the data set with the decisions in force, for other tools."""
     from .export import FOLDERS, FORMATS, aside, exported, packed
+    from .imports import counted
 
     known("format", form, FORMATS, "--format")
     folder = form in FOLDERS and output.suffix.lower() != ".zip"
@@ -521,8 +522,8 @@ def export(
     out.print(f"{output}: {len(opened.train_ids)} examples, {len(decided)} decisions.")
     if left:
         out.print(
-            f"{len(left)} of these are on examples that the data no longer has "
-            f"({', '.join(left[:5])}{', ...' if len(left) > 5 else ''}): left out, kept in the log."
+            "Left out but kept in the log, decisions on examples that the data no longer has: "
+            f"{counted(left)}."
         )
     return None
 

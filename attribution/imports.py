@@ -50,8 +50,8 @@ class Imported:
         """What a person is told."""
         made = ", ".join(f"{n} {verdict}" for verdict, n in sorted(self.decided.items()))
         told = [
-            f"{sum(self.decided.values())} decisions made{f' ({made})' if made else ''}, "
-            f"{self.already} stood already, {self.undecided} examples undecided."
+            f"Decisions made: {sum(self.decided.values())}{f' ({made})' if made else ''}; "
+            f"standing already: {self.already}; examples undecided: {self.undecided}."
         ]
         for kind, left in (
             ("examples that this data does not have", self.unknown_examples),
@@ -59,10 +59,14 @@ class Imported:
             ("decisions of unknown kind", self.unknown_decisions),
         ):
             if left:
-                more = ", ..." if len(left) > SHOWN else ""
-                shown = ", ".join(repr(one[:80]) for one in left[:SHOWN])
-                told.append(f"Left out: {len(left)} {kind} ({shown}{more}).")
+                told.append(f"Left out, {kind}: {counted(left)}.")
         return told
+
+
+def counted(left: list[str]) -> str:
+    """How many, and the first of them."""
+    shown = [repr(one[:80]) for one in left[:SHOWN]]
+    return f"{len(left)} ({', '.join(shown)}{', ...' if len(left) > SHOWN else ''})"
 
 
 def imported(
