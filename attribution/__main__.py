@@ -523,7 +523,9 @@ def export(
     if left:
         out.print(
             "Left out but kept in the log, decisions on examples that the data no longer has: "
-            f"{counted(left)}."
+            f"{counted(left)}.",
+            markup=False,
+            soft_wrap=True,
         )
     return None
 
@@ -550,7 +552,7 @@ def import_decisions(
     if as_json:
         return show_json({"file": str(file)} | asdict(told))
     for sentence in told.sentences():
-        out.print(sentence, markup=False)
+        out.print(sentence, markup=False, soft_wrap=True)
     return None
 
 

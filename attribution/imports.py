@@ -6,7 +6,7 @@ be placed is told and left out while the rest is kept.
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
@@ -39,6 +39,7 @@ class Entry:
 class Imported:
     """What became of a file's decisions."""
 
+    entries: int = 0  # examples in the file
     decided: dict[str, int] = field(default_factory=dict)  # by verdict
     already: int = 0  # as they stand
     undecided: int = 0  # examples without a decision in the file
@@ -82,37 +83,17 @@ def imported(
     Raises `UserError` for a file that is no such export or has no example of this data.
     """
     known("format", form, tuple(IMPORTS), "--format")
-    entries = IMPORTS[form](path)
-    positions = {name: i for i, name in enumerate(build.train_ids)}
-    if not any(one.example_id in positions for one in entries):
+    told = Imported()
+    placed = list(understood(build, IMPORTS[form](path), told))
+    if len(told.unknown_examples) == told.entries:
         raise UserError(
-            found=f"{path} has none of the {len(positions)} examples of {build.spec.data.name}",
+            found=f"{path} has none of the {len(build.train_ids)} examples of this data",
             wanted="decisions on the data of this build",
             next_step="choose the build that the file was exported from",
         )
-    labels = labels_of(build)
     stand = decisions.in_force(build.data_id)
-    told = Imported()
-    for at, one in enumerate(entries):
-        report("import", at, len(entries))
-        if one.example_id not in positions:
-            told.unknown_examples.append(one.example_id)
-            continue
-        verdict, label = one.verdict, None
-        if verdict is None and one.choice is None:
-            told.undecided += 1
-            continue
-        if one.choice is not None:
-            label = labels.get(one.choice)
-            if label is None:
-                told.unknown_labels.append(one.choice)
-                continue
-        if verdict is None:
-            same = label == build.train_labels_N[positions[one.example_id]]
-            verdict, label = ("keep", None) if same else ("relabel", label)
-        if verdict not in get_args(Verdict):
-            told.unknown_decisions.append(verdict)
-            continue
+    for at, (one, verdict, label) in enumerate(placed):
+        report("import", at, len(placed))
         standing = stand.get(one.example_id)
         if standing and (standing.verdict, standing.label) == (verdict, label):
             told.already += 1
@@ -120,15 +101,42 @@ def imported(
         decisions.decide(
             build.data_id,
             one.example_id,
-            cast(Verdict, verdict),
+            verdict,
             label=label,
-            reviewer=reviewer or legible(one.reviewer),
+            reviewer=legible(reviewer or one.reviewer),
             build_id=build.id,
             evidence=json.dumps({"imported": form, "decided_at": one.time}),
         )
         told.decided[verdict] = told.decided.get(verdict, 0) + 1
-    report("import", len(entries), len(entries))
+    report("import", len(placed), len(placed))
     return told
+
+
+def understood(
+    build: "Build", entries: list[Entry], told: Imported
+) -> Iterator[tuple[Entry, Verdict, int | None]]:
+    """The entries that decide something, with verdict and new label; `told` gets the others."""
+    positions = {name: i for i, name in enumerate(build.train_ids)}
+    labels = labels_of(build)
+    told.entries = len(entries)
+    for one in entries:
+        verdict, label = one.verdict, None
+        if one.choice is not None:
+            label = labels.get(one.choice)
+        if one.example_id not in positions:
+            told.unknown_examples.append(one.example_id)
+        elif verdict is None and one.choice is None:
+            told.undecided += 1
+        elif verdict not in (None, *get_args(Verdict)):
+            told.unknown_decisions.append(str(verdict))
+        elif one.choice is not None and label is None:
+            told.unknown_labels.append(one.choice)
+        elif verdict is not None:
+            yield one, cast(Verdict, verdict), label
+        elif label == build.train_labels_N[positions[one.example_id]]:
+            yield one, "keep", None
+        else:
+            yield one, "relabel", label
 
 
 def labels_of(build: "Build") -> dict[str, int]:

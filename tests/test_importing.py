@@ -205,21 +205,29 @@ FOREIGN = {
     "another table": ("csv", b"a,b\n1,2\n", "no column decision, example_id, new_label"),
     "a cut quote": ("csv", b'example_id,decision,new_label\n"a', "not readable as CSV"),
     "an image": ("csv", b"\x89PNG\r\n\x1a\n\xff\xfe", "not text in UTF-8"),
-    "no example": ("csv", b"example_id,decision,new_label\n", "none of the 60 examples"),
-    "others": ("csv", b"example_id,decision,new_label\nx,drop,\n", "none of the 60 examples"),
+    "no example": (
+        "csv",
+        b"example_id,decision,new_label\n",
+        "none of the 60 examples of this data",
+    ),
+    "others": (
+        "csv",
+        b"example_id,decision,new_label\nx,drop,\n",
+        "none of the 60 examples of this data",
+    ),
     "a table": ("label-studio", b"a,b", "not readable as JSON"),
     "cut": ("label-studio", b'[{"data": {"exa', "not readable as JSON"),
     "an object": ("label-studio", b"{}", "not a list of tasks"),
     "numbers": ("label-studio", b"[1, 2]", "not a list of tasks"),
     "JSON-MIN": ("label-studio", b'[{"id": 1, "label": "x"}]', "as in JSON-MIN"),
-    "no tasks": ("label-studio", b"[]", "none of the 60 examples"),
+    "no tasks": ("label-studio", b"[]", "none of the 60 examples of this data"),
     "deep": ("label-studio", b"[" * 200_000, "not readable as JSON"),
     "a long number": ("label-studio", b"[" + b"9" * 10_000 + b"]", "not readable as JSON"),
     "odd types": (
         "label-studio",
         b'[{"data": {"example_id": ["x"]}, "annotations": {"result": 3}},'
         b' {"data": {"example_id": "x"}, "annotations": [3, {"result": [4, {"value": 5}]}]}]',
-        "none of the 60 examples",
+        "none of the 60 examples of this data",
     ),
 }
 
