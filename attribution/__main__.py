@@ -4,10 +4,11 @@ import json
 import logging
 import os
 import shlex
+import shutil
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from io import BytesIO
@@ -49,8 +50,7 @@ AsJson = Annotated[
 ]
 BuildId = Annotated[str, typer.Argument(help="A build's id; `list` shows them.")]
 Workspace = Annotated[
-    Path | None,
-    typer.Option(help="Folder of decisions.sqlite; the cache's parent if left out."),
+    Path | None, typer.Option(help="Folder of decisions.sqlite; the cache's parent if left out.")
 ]
 CACHE = Path("cache")
 DEFAULT = BuildSpec()
@@ -522,23 +522,77 @@ def scores(
 @app.command()
 def export(
     build_id: BuildId,
-    output: Annotated[Path, typer.Option("-o", help="The file to write.")],
-    form: Annotated[str, typer.Option("--format", help="csv.")] = "csv",
+    output: Annotated[
+        Path, typer.Option("-o", help="The file or folder to write; a folder's .zip if so named.")
+    ],
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="csv, parquet, folder, huggingface, cleanlab, label-studio, "
+            "label-studio-interface, fiftyone or cvat.",
+        ),
+    ] = "csv",
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace what is there without asking.")
+    ] = False,
     workspace: Workspace = None,
     cache: Cache = CACHE,
     as_json: AsJson = False,
 ) -> None:
-    """Every training example with its given label, decision and new label."""
-    from .export import decisions_csv
+    """Labels and decisions, or the data set with the decisions in force, for other tools."""
+    from .export import FOLDERS, FORMATS, aside, exported, packed
+    from .imports import counted
 
-    known("format", form, ("csv",), "--format")
+    known("format", form, FORMATS, "--format")
+    folder = form in FOLDERS and output.suffix.lower() != ".zip"
     engine = open_engine(cache, workspace)
     opened = engine.open(build_id)
+    agreed(output, folder, force)
     decided = engine.decisions.in_force(opened.data_id)
-    write_whole(output, decisions_csv(opened, decided).encode())
+    content = exported(opened, decided, form)
+    if folder:
+        write_folder(output, cast(Iterable[tuple[str, bytes]], content))
+    else:
+        write_whole(output, packed(content))
+    left = [d.example_id for d in aside(opened, decided)]
     if as_json:
-        return show_json({"file": str(output), "decisions": len(decided)})
+        found: dict[str, Any] = {"file": str(output), "decisions": len(decided)}
+        return show_json(found | ({"aside": left} if left else {}))
     out.print(f"{output}: {len(opened.train_ids)} examples, {len(decided)} decisions.")
+    if left:
+        out.print(
+            "Left out but kept in the log, decisions on examples that the data no longer has: "
+            f"{counted(left)}.",
+            markup=False,
+            soft_wrap=True,
+        )
+    return None
+
+
+@app.command(name="import")
+def import_decisions(
+    build_id: BuildId,
+    file: Annotated[Path, typer.Argument(help="What another tool, or `export`, wrote.")],
+    form: Annotated[str, typer.Option("--format", help="csv or label-studio.")] = "csv",
+    reviewer: Annotated[
+        str, typer.Option(help="Who decided; as the file has it if left out.")
+    ] = "",
+    workspace: Workspace = None,
+    cache: Cache = CACHE,
+    as_json: AsJson = False,
+) -> None:
+    """Decisions made elsewhere, into the log. What cannot be placed is told and left out."""
+    from .imports import imported
+
+    engine = open_engine(cache, workspace)
+    opened = engine.open(build_id)
+    with progress() as report:
+        told = imported(opened, engine.decisions, file, form, reviewer, report)
+    if as_json:
+        return show_json({"file": str(file)} | asdict(told))
+    for sentence in told.sentences():
+        out.print(sentence, markup=False, soft_wrap=True)
     return None
 
 
@@ -667,19 +721,93 @@ def reported(cache: Path, job: str, then: Report) -> Iterator[tuple[Report, Any]
         raise
 
 
+def agreed(path: Path, folder: bool, force: bool) -> None:
+    """Raise unless `path` is free, or what is there may be replaced: asked on a terminal.
+
+    Of folders only our own exports are, so that no word on the command line removes other work.
+    """
+    from .export import MARK
+
+    if folder and path.is_dir():
+        if not any(path.iterdir()):
+            return
+        if not (path / MARK).is_file():
+            raise UserError(
+                found=f"{path} holds other things than an export",
+                wanted="a new or empty folder, or an export to replace",
+                next_step="choose another path with -o",
+            )
+    elif path.is_dir() or (path.exists() and (folder or not path.is_file())):
+        raise UserError(
+            found=f"{path} is {'a directory' if path.is_dir() else 'no folder'}",
+            wanted="a folder" if folder else "a file in a folder that may be written to",
+            next_step="choose another path with -o",
+        )
+    elif not path.exists():
+        return
+    if force:
+        return
+    if sys.stdin.isatty() and errors.is_terminal:
+        typer.confirm(f"{path} is there already. Replace it?", abort=True, err=True)
+        return
+    raise UserError(
+        found=f"{path} is there already",
+        wanted="a path where nothing is",
+        next_step="give --force to replace it, or choose another path with -o",
+    )
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file the user asked for: all of it, or the one that was there stays."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    temporary = beside(path)
+    with written(path, "a file"):
         try:
             temporary.write_bytes(content)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def write_folder(path: Path, files: Iterable[tuple[str, bytes]]) -> None:
+    """Write a folder of files: all of it, or the one that was there stays."""
+    path = path.resolve()  # a link stays one
+    temporary, before = beside(path), beside(path, ".before")
+    with written(path, "a folder"):
+        try:
+            temporary.mkdir()
+            for name, content in files:
+                place = temporary / name
+                assert place.resolve().is_relative_to(temporary), name
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.write_bytes(content)
+            if path.exists():
+                path.rename(before)
+            try:
+                temporary.rename(path)
+            except BaseException:
+                if before.exists():
+                    before.rename(path)
+                raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            if path.exists():
+                shutil.rmtree(before, ignore_errors=True)
+
+
+def beside(path: Path, end: str = "") -> Path:
+    """Where to write what then becomes `path`."""
+    return path.with_name(f".{path.name}.{os.getpid()}{end}")
+
+
+@contextmanager
+def written(path: Path, what: str) -> Iterator[None]:
+    """Turn the operating system's refusals into one sentence about an output."""
+    try:
+        yield
     except OSError as error:
         raise UserError(
             found=f"{path} cannot be written ({os.strerror(error.errno or 0).lower()})",
-            wanted="a file in a folder that exists and may be written to",
+            wanted=f"{what} in a folder that exists and may be written to",
             next_step="choose another path with -o",
         ) from error
 

@@ -6,8 +6,8 @@ import pandas as pd
 import streamlit as st
 
 from attribution.engine import Build
-from attribution.export import decisions_csv
 from attribution.records import Decision
+from pages.parts.exports import downloads
 from pages.parts.grid import class_keys, consume, decide, deck, notice, undo, verdicts
 from pages.parts.opened import DOUBT, build_or_stop, engine, thumb
 from pages.parts.trouble import guarded
@@ -70,16 +70,8 @@ def queue(build: Build) -> None:
         done / max(1, len(likely)),
         text=f"**{done}** of {len(likely)} suspicious labels decided · {tally(stand)}",
     )
-    right.download_button(
-        "Export CSV",
-        lambda: decisions_csv(build, engine().decisions.in_force(build.data_id)),
-        file_name=f"decisions-{build.data_id}.csv",
-        mime="text/csv",
-        icon=":material/download:",
-        on_click="ignore",
-        key="export",
-        width="stretch",
-    )
+    with right:
+        downloads(build)
     notice()
     rows = suspects[suspects.example_id.isin(list(stand))] if which == "decided" else suspects
     pages = max(1, -(-len(rows) // PAGE))

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 from chromium import app_server, chromium, chromium_path
@@ -147,10 +148,20 @@ def test_main_path(page: Page, url: str, engine: Engine, build: Build) -> None:
 
     # export
     with page.expect_download() as download:
-        page.get_by_role("button", name="Export CSV").click()
+        page.get_by_role("button", name="Export").click()
+        page.get_by_role("button", name="Download").click()
     rows = list(csv.DictReader(StringIO(Path(download.value.path()).read_text())))
     assert len(rows) == len(build.train_ids)
     assert [row["example_id"] for row in rows if row["decision"]] == [made.example_id]
+    page.get_by_label("Format").click()
+    page.get_by_role("option", name="Image folder").click()
+    expect(page.get_by_text("a folder of PNGs a class")).to_be_visible()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download").click()
+    with ZipFile(Path(download.value.path())) as archive:
+        names = archive.namelist()
+    assert f"train/{build.classes[made.label]}/{made.example_id}.png" in names
+    page.keyboard.press("Escape")
 
     # it survives a new session
     page.reload()

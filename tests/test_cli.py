@@ -4,11 +4,13 @@ Whole processes where the process matters; else the real `main`, which starts in
 """
 
 import json
+import os
 import re
 import resource
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -495,7 +497,7 @@ def test_a_cache_without_room_is_a_mistake_and_what_is_finished_stays(tiny, run,
     assert sorted(p for p in cache.rglob("*") if "locks" not in p.parts) == before
 
 
-@pytest.mark.parametrize("command", ["scores {b}", "export {b}"])
+@pytest.mark.parametrize("command", ["scores {b}", "export {b} --force"])
 def test_an_output_that_finds_no_room_leaves_the_old_file_as_it_was(tiny, run, tmp_path, command):
     path = tmp_path / "out"
     path.write_text("of yesterday")
@@ -629,3 +631,120 @@ def test_the_unforeseen_ends_with_1_and_the_path_of_a_log(tiny, run, tmp_path, m
     assert "Traceback" in text and "RuntimeError: no way back" in text
     assert f"--model {tmp_path}/own.py:Net" in text
     assert [b["build"] for b in Engine(cache).builds()] == [tiny.build]
+
+
+# Exports and imports.
+
+
+def test_an_export_over_something_is_refused_and_force_replaces_it(tiny, run, tmp_path):
+    words = ("export", tiny.build, "--cache", tiny.cache, "--format", "parquet")
+    path = tmp_path / "labels.parquet"
+    assert run(*words, "-o", path).code == 0
+    path.write_text("of yesterday")
+    ended = run(*words, "-o", path)
+    assert_mistake(ended, f"{path} is there already", "where nothing is", "--force")
+    assert path.read_text() == "of yesterday"
+    assert run(*words, "-o", path, "--force").code == 0
+    assert len(pd.read_parquet(path)) == 4500
+    for other in (tmp_path, Path("/dev/null")):  # never, whatever is said
+        assert_mistake(run(*words, "-o", other, "--force"), str(other), "a file", "another path")
+    assert Path("/dev/null").is_char_device()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.slow
+def test_a_folder_is_written_whole_and_only_an_export_is_ever_replaced(tiny, run, tmp_path):
+    words = ("export", tiny.build, "--cache", tiny.cache, "--format", "folder")
+    path = tmp_path / "digits"
+    path.mkdir()
+    assert run(*words, "-o", path).code == 0  # an empty folder is free
+    images = sorted(p.relative_to(path) for p in path.rglob("*.png"))
+    assert len(images) == 4500
+    assert_mistake(run(*words, "-o", path), "is there already", "where nothing is", "--force")
+
+    (path / "old").write_text("a file of the old export")
+    with room(20_000):  # the images fit, the table of them does not
+        ended = run(*words, "-o", path, "--force")
+    assert_mistake(ended, f"{path} cannot be written (file too large)", "a folder", "-o")
+    assert (path / "old").exists() and list(tmp_path.iterdir()) == [path]
+
+    assert run(*words, "-o", path, "--force").code == 0
+    assert not (path / "old").exists() and list(tmp_path.iterdir()) == [path]
+    assert sorted(p.relative_to(path) for p in path.rglob("*.png")) == images
+
+
+def test_a_folder_of_other_things_is_never_replaced(tiny, run, tmp_path):
+    words = ("export", tiny.build, "--cache", tiny.cache, "--format", "cvat")
+    (tmp_path / "thesis.tex").write_text("of a year")
+    ended = run(*words, "-o", tmp_path, "--force")
+    assert_mistake(ended, f"{tmp_path} holds other things", "an export to replace", "-o")
+    ended = run(*words, "-o", tmp_path / "thesis.tex", "--force")
+    assert_mistake(ended, "thesis.tex is no folder", "a folder", "-o")
+    ended = run(*words, "-o", tmp_path / "no" / "cvat")
+    assert_mistake(ended, "cannot be written (no such file", "a folder", "-o")
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_folder_named_as_an_archive_is_one(tiny, run, tmp_path):
+    path = tmp_path / "digits.zip"
+    words = ("export", tiny.build, "--cache", tiny.cache, "--format", "fiftyone", "-o", path)
+    assert document(run(*words, "--json")) == {"file": str(path), "decisions": 0}
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+        assert {"labels.json", "export.json"} < set(archive.namelist())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("answer", "kept"), [("n", True), ("y", False)])
+def test_on_a_terminal_an_export_over_something_is_asked_first(tiny, tmp_path, answer, kept):
+    path = tmp_path / "labels.csv"
+    path.write_text("of yesterday")
+    ours, its = os.openpty()
+    words = ("-m", "attribution", "export", tiny.build, "--cache", tiny.cache, "-o", path)
+    asked = subprocess.Popen(
+        [sys.executable, *words], cwd=ROOT, stdin=its, stderr=its, stdout=subprocess.DEVNULL
+    )
+    os.close(its)
+    shown = b""
+    while b"Replace it? [y/N]" not in shown:
+        shown += os.read(ours, 1000)
+    os.write(ours, f"{answer}\n".encode())
+    assert asked.wait(100) == int(kept)
+    os.close(ours)
+    assert (path.read_text() == "of yesterday") == kept
+
+
+def test_decisions_go_out_and_come_back_by_command(tiny, run, tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new"
+    log, data_id = Engine(tiny.cache, old).decisions, Engine(tiny.cache).open(tiny.build).data_id
+    ids = Engine(tiny.cache).open(tiny.build).train_ids
+    log.decide(data_id, ids[3], "drop", reviewer="Anna")
+    log.decide(data_id, ids[4], "relabel", label=7, reviewer="Anna")
+    log.decide(data_id, "f" * 16 + "-0", "keep")  # of an example that was taken away
+    path = tmp_path / "labels.csv"
+    words = (tiny.build, "--cache", tiny.cache)
+    found = document(run("export", *words, "-o", path, "--workspace", old, "--json"))
+    assert found == {"file": str(path), "decisions": 3, "aside": ["f" * 16 + "-0"]}
+    told = run("export", *words, "-o", path, "--workspace", old, "--force")
+    assert f"the data no longer has: 1 ('{'f' * 16}-0')." in told.out
+    with path.open("a") as file:
+        file.write("gone,0,,,,drop,,,,,\r\n")
+    found = document(run("import", *words, path, "--workspace", new, "--json"))
+    assert found["decided"] == {"drop": 1, "relabel": 1} and found["unknown_examples"] == ["gone"]
+    stand = Engine(tiny.cache, new).decisions.in_force(data_id)
+    assert {(d.example_id, d.verdict, d.label, d.reviewer) for d in stand.values()} == {
+        (ids[3], "drop", None, "Anna"), (ids[4], "relabel", 7, "Anna"),
+    }  # fmt: skip
+    told = run("import", *words, path, "--workspace", new)
+    assert "made: 0; standing already: 2; examples undecided: 4498." in told.out
+    assert "Left out, examples that this data does not have: 1 ('gone')." in told.out
+
+
+def test_a_file_that_is_no_export_is_a_mistake_to_import(tiny, run, tmp_path):
+    words = ("import", tiny.build, "--cache", tiny.cache, "--workspace", tmp_path)
+    path = tmp_path / "file"
+    path.write_text("[{")
+    ended = run(*words, path, "--format", "label-studio")
+    assert_mistake(ended, "is no export of decisions", "label-studio", "another file")
+    ended = run(*words, path, "--format", "cvat")
+    assert_mistake(ended, "unknown format 'cvat'", "csv, label-studio", "--format")

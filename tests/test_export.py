@@ -32,7 +32,7 @@ def named(build: Build, *classes: str) -> Build:
 
 def exported(build: Build, log: Decisions) -> pd.DataFrame:
     """The CSV as a reader sees it, every cell as text."""
-    text = decisions_csv(build, log.in_force(build.data_id))
+    text = decisions_csv(build, log.in_force(build.data_id)).decode()
     return pd.read_csv(StringIO(text), dtype=str, keep_default_na=False, index_col="train_id")
 
 

@@ -2,14 +2,13 @@
 
 from base64 import b64encode
 from functools import lru_cache
-from io import BytesIO
 
-from PIL import Image
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from attribution.engine import Build
+from attribution.exchange import png
 from attribution.records import UserError
 
 from .opened import engine, thumb
@@ -20,9 +19,7 @@ INLINE = 4096  # bytes
 @lru_cache(maxsize=20_000)  # a PNG of a small image is under a kilobyte
 def _png(build_id: str, split: str, position: int) -> bytes:
     """Raises UserError for a build, split or position that is not there."""
-    buffer = BytesIO()
-    Image.fromarray(engine().open(build_id).image(split, position)).save(buffer, "PNG")
-    return buffer.getvalue()
+    return png(engine().open(build_id).image(split, position))
 
 
 def inline(build: Build, split: str, position: int) -> str:
