@@ -4,6 +4,7 @@ import streamlit as st
 
 from attribution.engine import Build
 from attribution.export import FORMATS, exported, packed
+from attribution.report import review
 
 from .opened import engine
 
@@ -32,5 +33,15 @@ def downloads(build: Build) -> None:
             icon=":material/download:",
             on_click="ignore",
             key="download",
+            width="stretch",
+        )
+        st.download_button(
+            "One page to send",
+            lambda: review(build, engine().decisions.in_force(build.data_id)).encode(),
+            file_name=f"review-{build.data_id}.html",
+            mime="text/html",
+            icon=":material/description:",
+            on_click="ignore",
+            key="review_page",
             width="stretch",
         )
