@@ -351,6 +351,7 @@ function showClasses(state, item) {
     const key = data.keys[label];
     // On digits the key is the name: once is enough.
     if (key !== undefined) node.append(make("kbd", "", key));
+    if (key !== undefined) node.tabIndex = -1; // its key is quicker
     if (key !== name) node.append(make("span", "", name));
     node.dataset.action = "relabel";
     node.dataset.label = label;
@@ -427,6 +428,7 @@ function evidenceOf(item, found, said) {
     for (const one of group.items) {
       const link = make(one.href ? "a" : "button", one.odd ? "other odd" : "other");
       link.title = one.alt;
+      link.tabIndex = some.children.length ? -1 : 0; // one stop a group; arrows go on from it
       if (one.href) Object.assign(link, { href: one.href, target: "_blank", rel: "noopener" });
       else Object.assign(link.dataset, { action: "go", id: one.id });
       link.append(picture(one.src, one.alt, "mini"), make("span", "", one.caption));
@@ -627,8 +629,10 @@ function onKey(event, root, state) {
     if (from instanceof Element && from.closest("button, a") && !zoom.open) done = false;
     else act(root, state, key === "enter" ? "accept" : "zoom");
   } else {
-    const by = step(event.key, [...state.parts.tiles.children]);
+    const group = from instanceof Element ? from.closest(".some") : null;
+    const by = step(event.key, [...(group ?? state.parts.tiles).children]);
     if (by === null) done = false;
+    else if (group) group.children[[...group.children].indexOf(from) + by]?.focus();
     else {
       move(root, state, by, event.shiftKey);
       if (zoom.open) fillZoom(state);
