@@ -17,7 +17,9 @@ from streamlit.runtime.pages_manager import PagesManager
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from attribution.records import UserError
+from pages.parts.behind import ROUTES as EVIDENCE
 from pages.parts.opened import CACHE, WORKSPACE, engine
+from pages.parts.reviewer import REVIEWER
 from pages.parts.thumbs import ROUTES
 from pages.parts.trouble import show_trouble
 
@@ -103,7 +105,11 @@ async def lifespan(_: st.App):
 
 
 def serve(
-    cache: Path, workspace: Path | None = None, port: int = 8501, browser: bool = True
+    cache: Path,
+    workspace: Path | None = None,
+    port: int = 8501,
+    browser: bool = True,
+    reviewer: str = "",
 ) -> None:
     """Serve the app on localhost until it is interrupted, and open a `browser` on it.
 
@@ -126,6 +132,8 @@ def serve(
     os.environ[CACHE] = str(Path(cache).absolute())
     if workspace is not None:
         os.environ[WORKSPACE] = str(Path(workspace).absolute())
+    if reviewer:
+        os.environ[REVIEWER] = reviewer
     quiet = {} if browser else {"server.headless": True}  # else as the environment has it
     app.run(config={**SETTINGS, **quiet, "server.port": port})
 
@@ -134,7 +142,10 @@ if get_script_run_ctx(suppress_warning=True):
     navigation()
 else:
     app = st.App(
-        Path(__file__).absolute(), lifespan=lifespan, routes=ROUTES, on_script_error=show_trouble
+        Path(__file__).absolute(),
+        lifespan=lifespan,
+        routes=[*ROUTES, *EVIDENCE],
+        on_script_error=show_trouble,
     )
     if __name__ == "__main__":
         serve(Path(os.environ.get(CACHE) or "cache"))

@@ -630,6 +630,7 @@ def web_app(
     workspace: Workspace = None,
     cache: Cache = CACHE,
     browser: Annotated[bool, typer.Option(help="Open a browser.")] = True,
+    reviewer: Annotated[str, typer.Option(help="Who signs decisions; else the page asks.")] = "",
 ) -> None:
     """Open the web app on localhost; telemetry is off."""
     known_port = 1 <= port <= 65535
@@ -649,7 +650,7 @@ def web_app(
     sys.path.insert(0, str(script.parent))
     import app as web
 
-    web.serve(cache=cache, workspace=workspace, port=port, browser=browser)
+    web.serve(cache=cache, workspace=workspace, port=port, browser=browser, reviewer=reviewer)
 
 
 def open_engine(cache: Path, workspace: Path | None = None) -> Any:

@@ -1,21 +1,23 @@
 """What reviewers decided: an append-only log in SQLite, and the decisions in force.
 
 Nothing is ever changed or removed. An undo is an event that names the decision it takes back, a
-redo one that names the undo; the decisions in force are a fold over the log. Opened anew for each
+redo one that names it again; the decisions in force are a fold over the log. Opened anew for each
 act, so that several pages, processes and reviewers can use one file.
 """
 
+import secrets
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import get_args
 
 from .records import Decision, UserError, Verdict, known
 
+VERSION = 1  # of the file: `PRAGMA user_version`
 TABLE = """
 CREATE TABLE IF NOT EXISTS events (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -31,8 +33,64 @@ CREATE TABLE IF NOT EXISTS events (
     evidence TEXT NOT NULL
 )
 """
+STEPS = (  # from each version of the file to the next
+    (
+        "ALTER TABLE events ADD COLUMN batch TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE events ADD COLUMN settles INTEGER NOT NULL DEFAULT 0",
+    ),
+)
 PATIENCE = 30  # seconds to wait for other writers
-COLUMNS = "seq, data_id, example_id, verdict, label, reviewer, time, build_id, evidence"
+COLUMNS = (
+    "seq, data_id, example_id, verdict, label, reviewer, time, build_id, evidence, batch, settles"
+)
+UNSURE = "unsure"  # looked at and left open: it decides nothing about the label
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What a reviewer wants of one example."""
+
+    example_id: str
+    verdict: Verdict
+    label: int | None = None  # the new label of a relabel
+    evidence: str = "{}"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """The acts that were not taken back, oldest first."""
+
+    acts: tuple[Decision, ...]
+    newest: int  # number of the log's newest event about this data, 0 for none
+
+    def latest(self) -> dict[str, Decision]:
+        """The newest act on each example, unsure ones too."""
+        return {d.example_id: d for d in self.acts}
+
+    def in_force(self) -> dict[str, Decision]:
+        """The decision on each example whose newest act is one."""
+        return {key: d for key, d in self.latest().items() if d.verdict != UNSURE}
+
+    def conflicts(self) -> dict[str, tuple[Decision, ...]]:
+        """Examples that reviewers decided differently: each one's newest, oldest first.
+
+        A decision that settles closes what was said before it. Unsure contradicts nobody.
+        """
+        said: dict[str, dict[str, Decision]] = {}
+        for d in self.acts:
+            by = said.setdefault(d.example_id, {})
+            if d.settles:
+                by.clear()
+            by.pop(d.reviewer, None)  # to the end
+            by[d.reviewer] = d
+        found = {
+            key: tuple(d for d in by.values() if d.verdict != UNSURE) for key, by in said.items()
+        }
+        return {
+            key: some
+            for key, some in found.items()
+            if len({(d.verdict, d.label) for d in some}) > 1
+        }
 
 
 class Decisions:
@@ -51,47 +109,79 @@ class Decisions:
         reviewer: str = "",
         build_id: str = "",
         evidence: str = "{}",
+        settles: bool = False,
     ) -> Decision:
         """Append a decision; it stands once this returns. A relabel needs its new label."""
-        known("verdict", verdict, get_args(Verdict), "keep, relabel or drop")
-        if (verdict == "relabel") != (label is not None):
-            raise UserError(
-                found=f"a {verdict} with label {label}",
-                wanted="a new label for a relabel, and for nothing else",
-                next_step="choose the class it should have",
-            )
-        made = Decision(
-            seq=0,
-            data_id=data_id,
-            example_id=example_id,
-            verdict=verdict,
-            label=label,
-            reviewer=reviewer,
-            time=now(),
-            build_id=build_id,
-            evidence=evidence,
-        )
-        with self._open(write=True) as db:
-            return self._append(db, "decide", made)
+        choice = Choice(example_id=example_id, verdict=verdict, label=label, evidence=evidence)
+        return self.decide_all(
+            data_id, [choice], reviewer=reviewer, build_id=build_id, settles=settles
+        )[0]
 
-    def undo(self, data_id: str) -> Decision | None:
-        """Take back the newest decision that stands; None where there is none."""
-        with self._open(write=True) as db:
-            standing = self._stacks(db, data_id)[0]
-            return self._append(db, "undo", standing[-1]) if standing else None
+    def decide_all(
+        self,
+        data_id: str,
+        choices: Sequence[Choice],
+        *,
+        reviewer: str = "",
+        build_id: str = "",
+        settles: bool = False,
+    ) -> tuple[Decision, ...]:
+        """Append a decision for each choice, all or none; one undo takes them all back.
 
-    def redo(self, data_id: str) -> Decision | None:
-        """Put back the newest decision taken back since the last new one."""
+        With `settles` they close what reviewers disagreed on.
+        """
+        for choice in choices:
+            check(choice)
+        batch = secrets.token_hex(4) if len(choices) > 1 else ""
         with self._open(write=True) as db:
-            undone = self._stacks(db, data_id)[1]
-            return self._append(db, "redo", undone[-1]) if undone else None
+            made = [
+                Decision(
+                    seq=0,
+                    data_id=data_id,
+                    example_id=choice.example_id,
+                    verdict=choice.verdict,
+                    label=choice.label,
+                    reviewer=reviewer,
+                    time=now(),
+                    build_id=build_id,
+                    evidence=choice.evidence,
+                    batch=batch,
+                    settles=settles,
+                )
+                for choice in choices
+            ]
+            return tuple(self._append(db, "decide", d) for d in made)
+
+    def undo(self, data_id: str, reviewer: str = "") -> tuple[Decision, ...]:
+        """Take back the reviewer's newest act that stands; empty where there is none."""
+        with self._open(write=True) as db:
+            standing, _ = self._stacks(db, data_id)
+            mine = [d for d in standing if d.reviewer == reviewer]
+            return tuple(self._append(db, "undo", d) for d in last_act(mine))
+
+    def redo(self, data_id: str, reviewer: str = "") -> tuple[Decision, ...]:
+        """Put back the newest act that the reviewer took back since their last new one."""
+        with self._open(write=True) as db:
+            _, undone = self._stacks(db, data_id)
+            return tuple(self._append(db, "redo", d) for d in last_act(undone.get(reviewer, [])))
+
+    def standing(self, data_id: str) -> Standing:
+        """What stands, unsure ones and what reviewers disagree on included."""
+        if not self.path.exists():
+            return Standing((), 0)
+        with self._open() as db:
+            return Standing(tuple(self._stacks(db, data_id)[0]), newest(db, data_id))
+
+    def newest(self, data_id: str) -> int:
+        """Number of the newest event, by which a reader sees whether something happened."""
+        if not self.path.exists():
+            return 0
+        with self._open() as db:
+            return newest(db, data_id)
 
     def in_force(self, data_id: str) -> dict[str, Decision]:
-        """For each decided example the decision that stands."""
-        if not self.path.exists():
-            return {}
-        with self._open() as db:
-            return {d.example_id: d for d in self._stacks(db, data_id)[0]}
+        """For each decided example the decision about its label that stands."""
+        return self.standing(data_id).in_force()
 
     def history(self, data_id: str) -> list[Decision]:
         """Every decision ever made, oldest first, those taken back included."""
@@ -106,26 +196,23 @@ class Decisions:
 
     def _stacks(
         self, db: sqlite3.Connection, data_id: str
-    ) -> tuple[list[Decision], list[Decision]]:
-        """Decisions that stand, and those that could be put back; newest last."""
+    ) -> tuple[list[Decision], dict[str, list[Decision]]]:
+        """Decisions that stand, and by reviewer those that could be put back; newest last."""
         rows = db.execute(
             f"SELECT act, of, {COLUMNS} FROM events WHERE data_id = ? ORDER BY seq", (data_id,)
         )
         made: dict[int, Decision] = {}
-        standing: list[Decision] = []
-        undone: list[Decision] = []
+        standing: dict[int, Decision] = {}
+        undone: dict[str, dict[int, Decision]] = {}
         for act, of, *rest in rows:
             if act == "decide":
-                made[rest[0]] = _decision(rest)
-                standing.append(made[rest[0]])
-                undone = []
-            elif act == "undo":
-                standing.remove(made[of])
-                undone.append(made[of])
-            else:
-                undone.remove(made[of])
-                standing.append(made[of])
-        return standing, undone
+                made[rest[0]] = standing[rest[0]] = _decision(rest)
+                undone.pop(made[rest[0]].reviewer, None)
+                continue
+            taken = undone.setdefault(made[of].reviewer, {})
+            here, there = (standing, taken) if act == "undo" else (taken, standing)
+            there[of] = here.pop(of)
+        return list(standing.values()), {who: list(some.values()) for who, some in undone.items()}
 
     def _append(self, db: sqlite3.Connection, act: str, about: Decision) -> Decision:
         """Append an event; a decision comes back with the number it got."""
@@ -153,7 +240,7 @@ class Decisions:
             try:
                 db.execute("PRAGMA journal_mode = WAL")
                 db.execute("PRAGMA synchronous = FULL")
-                db.execute(TABLE)
+                self._up_to_date(db)
                 db.execute("BEGIN IMMEDIATE" if write else "BEGIN")
                 return db
             except sqlite3.OperationalError as error:
@@ -161,9 +248,27 @@ class Decisions:
                 if not busy(error) or time.monotonic() > until:
                     raise
                 time.sleep(0.01)
-            except sqlite3.Error:
+            except (sqlite3.Error, UserError):
                 db.close()
                 raise
+
+    def _up_to_date(self, db: sqlite3.Connection) -> None:
+        """Bring the file to this version, keeping every event; all or nothing."""
+        if version(db) == VERSION:
+            return
+        db.execute("BEGIN IMMEDIATE")
+        had = version(db)  # another process may have been quicker
+        if had > VERSION:
+            raise UserError(
+                found=f"the decisions {self.path} were written by a newer version ({had})",
+                wanted=f"a file of version {VERSION} or older",
+                next_step="update the program, or choose another folder with --workspace",
+            )
+        db.execute(TABLE)
+        for statement in (s for step in STEPS[had:] for s in step):
+            db.execute(statement)
+        db.execute(f"PRAGMA user_version = {VERSION}")
+        db.execute("COMMIT")
 
     @contextmanager
     def _open(self, write: bool = False) -> Iterator[sqlite3.Connection]:
@@ -184,6 +289,33 @@ class Decisions:
             ) from error
 
 
+def check(choice: Choice) -> None:
+    """Raise `UserError` for a choice that makes no sense."""
+    known("verdict", choice.verdict, get_args(Verdict), "keep, relabel, drop or unsure")
+    if (choice.verdict == "relabel") != (choice.label is not None):
+        raise UserError(
+            found=f"a {choice.verdict} with label {choice.label}",
+            wanted="a new label for a relabel, and for nothing else",
+            next_step="choose the class it should have",
+        )
+
+
+def last_act(some: list[Decision]) -> list[Decision]:
+    """The last of these decisions, with all that were made in one act with it."""
+    if not some or not some[-1].batch:
+        return some[-1:]
+    return [d for d in some if d.batch == some[-1].batch]
+
+
+def newest(db: sqlite3.Connection, data_id: str) -> int:
+    (found,) = db.execute("SELECT max(seq) FROM events WHERE data_id = ?", (data_id,)).fetchone()
+    return found or 0
+
+
+def version(db: sqlite3.Connection) -> int:
+    return db.execute("PRAGMA user_version").fetchone()[0]
+
+
 def busy(error: sqlite3.OperationalError) -> bool:
     return error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
@@ -193,5 +325,5 @@ def now() -> str:
 
 
 def _decision(row: tuple | list) -> Decision:
-    names = [c.strip() for c in COLUMNS.split(",")]
-    return Decision(**dict(zip(names, row, strict=True)))
+    fields = dict(zip(COLUMNS.split(", "), row, strict=True))
+    return Decision(**{**fields, "settles": bool(fields["settles"])})

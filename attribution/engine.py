@@ -918,6 +918,20 @@ class Build:
         return self._answer(self._query_Md(test_id, asked), test_id, asked, k)
 
     @cached_property
+    def mistakes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Test examples that are called wrong (W,), and the mean query vectors (W, d) of what they
+        are called and of their labels.
+        """
+        tests_W = np.flatnonzero(self.predicted_T != self.test_labels_T)
+
+        def queries(targets_T: np.ndarray) -> np.ndarray:
+            rows = [self._row_of[int(t), int(targets_T[t])] for t in tests_W]
+            u_Wd = [self.compressed.queries_TMd[r].mean(0, dtype=np.float32) for r in rows]
+            return np.array(u_Wd).reshape(len(rows), self.compressed.rows.d)
+
+        return tests_W, queries(self.predicted_T), queries(self.test_labels_T)
+
+    @cached_property
     def _top(self) -> np.ndarray:
         """Positions of the strongest proponents of every test's given label, (T, TOP)."""
         u_TMd = self.compressed.queries_TMd[: len(self.test_labels_T)]

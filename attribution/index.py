@@ -24,6 +24,7 @@ from torch import Tensor
 from .estimators import Whitening, whitening
 from .records import EstimatorSpec, Report, silent
 
+Rows = faiss.Index
 OVERSAMPLING = 64  # directions beyond d in the range finder
 RANGE_MEMBERS = 25  # members whose range is sketched; the others lie close to it
 

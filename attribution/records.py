@@ -13,7 +13,7 @@ from typing import Any, Literal
 FORMAT = 1  # of the cache; part of every id, so another format is another artifact
 
 LOSS = ("ekfac", "tracin")  # estimators on gradients of the loss; the others, of the margin
-Verdict = Literal["keep", "relabel", "drop"]
+Verdict = Literal["keep", "relabel", "drop", "unsure"]
 Report = Callable[[str, int, int], None]
 """Called as ``report(stage, done, total)`` while something long runs."""
 
@@ -253,3 +253,5 @@ class Decision:
     time: str  # ISO 8601, UTC
     build_id: str
     evidence: str  # JSON: the signals that were shown
+    batch: str = ""  # names an act on several examples at once
+    settles: bool = False  # closes what reviewers disagreed on before it

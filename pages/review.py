@@ -1,23 +1,73 @@
 """The labels that are most likely wrong, one key press each."""
 
 from collections import Counter
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import pandas as pd
 import streamlit as st
 
+from attribution import audit
+from attribution.decisions import UNSURE, Choice, Standing
 from attribution.engine import Build
-from attribution.records import Decision
+from attribution.records import Decision, UserError
+from pages.parts import behind, reckoning, reviewer
 from pages.parts.exports import downloads
-from pages.parts.grid import class_keys, consume, decide, deck, notice, undo, verdicts
+from pages.parts.grid import (
+    choice,
+    class_keys,
+    consume,
+    decide_all,
+    deck,
+    notice,
+    redo,
+    undo,
+)
 from pages.parts.opened import DOUBT, build_or_stop, engine, thumb
 from pages.parts.trouble import guarded
 
 PAGE = 48
-SIGNALS = {
-    "signal_training": "while learning",
-    "signal_masks": "across members",
-    "signal_influence": "influence",
+ANY = "any"
+NOBODY = "nobody named"
+SUSPICION = "suspicion"
+VIEWS = {  # and what in it waits for a decision, in the deck's words
+    "queue": "open",
+    "not decided": "open",
+    "decided": "each",
+    "unsure": "unsure",
+    "conflicts": "contested",
 }
+EMPTY = {
+    "queue": "There is no training image to review.",
+    "not decided": "Everything here is decided.",
+    "decided": "Nothing is decided yet: the queue is where to start.",
+    "unsure": "There is nothing that you were unsure of.",
+    "conflicts": "Reviewers agree on everything that more than one of them decided.",
+}
+
+
+class View(NamedTuple):
+    """What the reader chose to see."""
+
+    build: str
+    which: str = "queue"
+    labelled: str = ANY
+    like: str = ANY
+    by: str = SUSPICION
+    whom: str = ANY
+
+    @property
+    def whole(self) -> bool:
+        """Whether images come as the queue serves them, spot checks among them."""
+        return VIEWS[self.which] == "open" and self[2:] == (ANY, ANY, SUSPICION, ANY)
+
+
+class Listed(NamedTuple):
+    """The images of a view, in the order shown; it only grows until another view is chosen."""
+
+    view: View
+    ids: tuple[int, ...]
 
 
 def main() -> None:
@@ -25,115 +75,178 @@ def main() -> None:
         "Review", "Training images whose label is probably wrong, the most suspicious first."
     )
     queue(build)
+    watch(build)  # after it: by then the page shows what is there
 
 
 @st.fragment
 @guarded
 def queue(build: Build) -> None:
     """The page below its head: a decision reruns this and nothing else."""
-    suspects = build.mislabels()
-
-    def act(action: dict) -> None:
-        kind = action.get("type")
-        if kind == "decide":
-            row = suspects.loc[action["id"]] if action.get("id") in suspects.index else {}
-            decide(
-                build, action, {name: float(row[name]) for name in ("score", *SIGNALS) if len(row)}
-            )
-        elif kind == "undo":
-            go_back(build, suspects)
-        elif kind == "more":
-            turn_to(st.session_state.get("review_page", 1) + 1)
-
-    consume("deck", act)
-    wanted = st.session_state.pop("review_at", None)
-    if wanted in suspects.index:
-        go_to(suspects, wanted)
-    stand = engine().decisions.in_force(build.data_id)
-    top, middle, right = st.columns([3, 5, 2], vertical_alignment="center")
-    with top:
-        which = st.segmented_control(
-            "Show",
-            ["queue", "decided"],
-            default="queue",
-            key="which",
-            required=True,
-            bind="query-params",
-            persist_state="session",
-            label_visibility="collapsed",
-            on_change=turn_to,
-            args=(1,),
-        )
-    likely = suspects[suspects.score > DOUBT]
-    done = int(likely.example_id.isin(list(stand)).sum())
-    middle.progress(
-        done / max(1, len(likely)),
-        text=f"**{done}** of {len(likely)} suspicious labels decided · {tally(stand)}",
-    )
-    with right:
-        downloads(build)
+    consume("deck", lambda action: act(build, action))
+    stand = engine().decisions.standing(build.data_id)
+    st.session_state["seen"] = stand.newest
+    view = toolbar(build, stand)
+    listed = listing(build, view, stand)
+    if (wanted := st.session_state.pop("review_at", None)) is not None:
+        go_to(wanted)
+    reckoning.sentence(build, stand)
     notice()
-    rows = suspects[suspects.example_id.isin(list(stand))] if which == "decided" else suspects
-    pages = max(1, -(-len(rows) // PAGE))
-    page = min(st.session_state.setdefault("review_page", first_open(suspects, stand)), pages)
-    here = rows.iloc[(page - 1) * PAGE : page * PAGE]
-    ids = [int(i) for i in here.index]
+    show(build, listed, stand)
+    reckoning.figures(build, stand)
+
+
+@st.fragment(run_every=2)
+def watch(build: Build) -> None:
+    """Draw the page anew when another reviewer, tab or program decided something."""
+    try:
+        newest = engine().decisions.newest(build.data_id)
+    except UserError:  # which the queue tells
+        return
+    if newest != st.session_state.get("seen", newest):
+        st.rerun()
+
+
+def toolbar(build: Build, stand: Standing) -> View:
+    """What to see, who decides, and the way out; all of it but the name is in the address."""
+    bound = {"bind": "query-params", "persist_state": "session"}
+    views, filters, name, export = st.columns([10, 3, 4, 4], vertical_alignment="center")
+    which = views.segmented_control(
+        "Show",
+        list(VIEWS),
+        default="queue",
+        key="which",
+        required=True,
+        label_visibility="collapsed",
+        **bound,
+    )
+    names = [ANY, *build.classes]
+    signals = [c for c in build.mislabels().columns if c.startswith("signal_")]
+    reviewers = sorted({d.reviewer for d in stand.acts})
+    with filters.popover("Filter", icon=":material/tune:", width="stretch"):
+        labelled = st.selectbox("Labelled", names, key="labelled", **bound)
+        like = st.selectbox("Looks like", names, key="like", **bound)
+        ways = [SUSPICION, *map(behind.signal_words, signals)]
+        by = st.selectbox("Rank by", ways, key="by", **bound)
+        people = [ANY, *(who or NOBODY for who in reviewers)]
+        whom = st.selectbox("Decided by", people, key="whom", **bound)
+    with name:
+        reviewer.ask()
+    with export:
+        downloads(build)
+    return View(build.id, which, labelled, like, by, whom)
+
+
+@lru_cache(maxsize=4)
+def served(build_id: str) -> pd.DataFrame:
+    """All training images in the order of the queue."""
+    build = engine().open(build_id)
+    return audit.served(build.mislabels(), DOUBT, build.data_id)
+
+
+def listing(build: Build, view: View, stand: Standing) -> Listed:
+    """The images to show. A decision takes none away, so that nothing moves under the keys."""
+    found = matching(build, view, stand)
+    old = st.session_state.get("listed")
+    if old and old.view == view:
+        listed = Listed(view, tuple(dict.fromkeys((*old.ids, *found))))
+    else:
+        listed = Listed(view, found)
+        st.session_state["review_page"] = first_open(build, listed, stand)
+    st.session_state["listed"] = listed
+    return listed
+
+
+def matching(build: Build, view: View, stand: Standing) -> tuple[int, ...]:
+    """The images that the filters let through, in order."""
+    rows = served(build.id) if view.whole else build.mislabels()
+    for name, column in ((view.labelled, "given_label"), (view.like, "suggested_label")):
+        if name != ANY:
+            rows = rows[rows[column] == build.classes.index(name)]
+    if view.by != SUSPICION:
+        (column,) = (c for c in rows.columns if behind.signal_words(c) == view.by)
+        rows = rows.sort_values(column, ascending=False, kind="stable")
+    latest = stand.latest()
+    if view.which == "not decided":
+        rows = rows[~rows.example_id.isin(list(latest))]
+    elif view.which != "queue":
+        some: dict[str, Any] = {
+            "decided": stand.in_force(),
+            "unsure": {key for key, d in latest.items() if d.verdict == UNSURE},
+            "conflicts": stand.conflicts(),
+        }[view.which]
+        rows = rows[rows.example_id.isin(list(some))]
+    if view.whom != ANY:
+        who = "" if view.whom == NOBODY else view.whom
+        rows = rows[rows.example_id.isin([d.example_id for d in stand.acts if d.reviewer == who])]
+    return tuple(int(i) for i in rows.index)
+
+
+def first_open(build: Build, listed: Listed, stand: Standing) -> int:
+    """The first page with something left to decide."""
+    if VIEWS[listed.view.which] != "open":
+        return 1
+    latest = stand.latest()
+    at = (n for n, i in enumerate(listed.ids) if build.train_ids[i] not in latest)
+    return next(at, 0) // PAGE + 1
+
+
+def show(build: Build, listed: Listed, stand: Standing) -> None:
+    """The deck with one page of the list."""
+    pages = max(1, -(-len(listed.ids) // PAGE))
+    page = min(st.session_state["review_page"], pages)
+    st.session_state["review_page"] = page
+    first = (page - 1) * PAGE
+    ids = listed.ids[first : first + PAGE]
+    view = listed.view
+    suspects = build.mislabels()
+    likely = suspects.example_id[suspects.score > DOUBT]
+    done = int(likely.isin(list(stand.in_force())).sum())
+    chosen = [
+        f"{words} {value}"
+        for words, value, plain in (
+            ("labelled", view.labelled, ANY),
+            ("looks like", view.like, ANY),
+            ("by", view.by, SUSPICION),
+            ("decided by", view.whom, ANY),
+        )
+        if value != plain
+    ]
     deck(
         "deck",
-        act,
-        items=[item(build, i, one) for i, one in here.iterrows()],
-        verdicts=verdicts(build, ids),
+        lambda action: act(build, action),
+        items=[item(build, i, view) for i in ids],
+        verdicts=verdicts(build, ids, stand),
         classes=list(build.classes),
         keys=class_keys(build),
         focus=st.session_state.get("focus"),
+        pending=VIEWS[view.which],
+        settle=view.which == "conflicts",
+        less=page > 1,
         more=page < pages,
-        empty="Nothing is decided yet: the queue is where to start."
-        if which == "decided"
-        else "There is no training image to review.",
+        place=f"{first + 1:,}–{first + len(ids):,} of {len(listed.ids):,}" if ids else "",
+        chosen=" · ".join(chosen),
+        share=done / max(1, len(likely)),
+        progress=f"{done} of {len(likely)} suspicious labels decided",
+        tally=tally(stand),
+        evidence=behind.address(build),
+        reviewer=reviewer.reviewer(),
+        empty=EMPTY[view.which]
+        if view[2:] == View("")[2:]
+        else "Nothing is like that. Widen the filter above.",
     )
-    if pages > 1:
-        # A new key when the page was turned otherwise: a widget's value cannot be set afterwards.
-        key = f"pages_{st.session_state.get('page_turns', 0)}"
-        st.pagination(pages, default=page, key=key, on_change=lambda: paged(key))
 
 
-def paged(key: str) -> None:
-    st.session_state["review_page"] = st.session_state[key]
-
-
-def turn_to(page: int) -> None:
-    """Show another page of the list than the reader chose."""
-    st.session_state["review_page"] = page
-    st.session_state["page_turns"] = st.session_state.get("page_turns", 0) + 1
-
-
-def first_open(suspects: pd.DataFrame, stand: dict[str, Decision]) -> int:
-    """The first page of the queue with something left to decide."""
-    is_open = ~suspects.example_id.isin(list(stand)).to_numpy()
-    return int(is_open.argmax()) // PAGE + 1 if is_open.any() else 1
-
-
-def go_to(suspects: pd.DataFrame, train_id: int) -> None:
-    """Put the cursor on an image of the queue."""
-    turn_to(suspects.index.get_loc(train_id) // PAGE + 1)
-    turn = st.session_state.get("focus", {}).get("turn", 0) + 1
-    st.session_state["focus"] = {"id": train_id, "turn": turn}
-
-
-def go_back(build: Build, suspects: pd.DataFrame) -> None:
-    """Take the last decision back and go to its image."""
-    undone = undo(build)
-    if undone and undone.example_id in build.train_ids:
-        go_to(suspects, build.train_ids.index(undone.example_id))
-
-
-def tally(stand: dict[str, Decision]) -> str:
+def tally(stand: Standing) -> str:
     """How many of each verdict."""
-    counts = Counter(decision.verdict for decision in stand.values())
-    return f"{counts['keep']} kept, {counts['relabel']} relabelled, {counts['drop']} dropped"
+    counts = Counter(decision.verdict for decision in stand.latest().values())
+    unsure = f", {counts[UNSURE]} unsure" if counts[UNSURE] else ""
+    return (
+        f"{counts['keep']} kept, {counts['relabel']} relabelled, {counts['drop']} dropped{unsure}"
+    )
 
 
-def item(build: Build, train_id: int, one: pd.Series) -> dict:
+def item(build: Build, train_id: int, view: View) -> dict[str, Any]:
+    one = served(build.id).loc[train_id]
     given = build.classes[one.given_label]
     return {
         "id": train_id,
@@ -141,12 +254,85 @@ def item(build: Build, train_id: int, one: pd.Series) -> dict:
         "alt": f"Training image {train_id}, labelled {given}",
         "given": int(one.given_label),
         "suggested": int(one.suggested_label),
+        "probabilities": [f"{one.given_probability:.0%}", f"{one.suggested_probability:.0%}"],
         "suspicion": f"{one.score:.0%}",
         "why": one.why,
-        "signals": [
-            (words, float(one[name]), f"{one[name]:.0%}") for name, words in SIGNALS.items()
-        ],
+        "spot": bool(one.spot_check and view.whole),
     }
+
+
+def verdicts(build: Build, ids: Sequence[int], stand: Standing) -> dict[int, dict[str, Any]]:
+    """What stands on these images, and who said what where that was not the visitor alone."""
+    shown = {build.train_ids[i]: i for i in ids}
+    latest, conflicts, me = stand.latest(), stand.conflicts(), reviewer.reviewer()
+    said: dict[str, dict[str, Decision]] = {}
+    for d in stand.acts:
+        if d.example_id in shown:
+            said.setdefault(d.example_id, {})[d.reviewer] = d
+    return {
+        shown[key]: {
+            "verdict": latest[key].verdict,
+            "label": latest[key].label,
+            "contested": key in conflicts,
+            "said": [f"{who or NOBODY}: {words(build, d)}" for who, d in by.items()]
+            if set(by) != {me}
+            else [],
+        }
+        for key, by in said.items()
+    }
+
+
+def words(build: Build, decision: Decision) -> str:
+    if decision.label is None:
+        return decision.verdict
+    known = decision.label < len(build.classes)
+    return f"it is {build.classes[decision.label] if known else f'class {decision.label}'}"
+
+
+def act(build: Build, action: dict[str, Any]) -> None:
+    """One action of the deck."""
+    kind = action.get("type")
+    if kind == "decide":
+        settles = action.get("settle") is True
+        decide_all(build, [chosen(build, one) for one in action.get("each", [action])], settles)
+    elif kind in ("undo", "redo"):
+        about = undo(build) if kind == "undo" else redo(build)
+        if about and about[0].example_id in build.train_ids:
+            go_to(build.train_ids.index(about[0].example_id))
+    elif kind in ("more", "less"):
+        st.session_state["review_page"] += 1 if kind == "more" else -1
+    elif kind == "go":
+        go_to(action.get("id"))
+    elif kind == "reviewer" and not reviewer.reviewer():
+        reviewer.introduce(action.get("name"))
+
+
+def chosen(build: Build, action: dict[str, Any]) -> Choice:
+    """A choice with its evidence."""
+    order = served(build.id)
+    if action.get("id") not in order.index:
+        return choice(build, action, {})  # which says what is wrong
+    row = order.loc[action["id"]]
+    names = [c for c in order.columns if c.startswith("signal_") or c.endswith("_probability")]
+    view = st.session_state["listed"].view
+    way = audit.SPOT_CHECK if row.spot_check else audit.QUEUE
+    evidence = {
+        "served": way if view.whole else "",
+        "suggested_label": int(row.suggested_label),
+        **{name: float(row[name]) for name in ("score", *names)},
+    }
+    return choice(build, action, evidence)
+
+
+def go_to(train_id: object) -> None:
+    """Put the cursor on an image, if this view has it."""
+    ids = st.session_state["listed"].ids
+    if train_id not in ids:
+        st.session_state["notice"] = "That image is not in this view: widen the filter."
+        return
+    st.session_state["review_page"] = ids.index(train_id) // PAGE + 1
+    turn = st.session_state.get("focus", {}).get("turn", 0) + 1
+    st.session_state["focus"] = {"id": train_id, "turn": turn}
 
 
 main()

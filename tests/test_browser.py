@@ -3,17 +3,21 @@
 import csv
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from io import StringIO
 from pathlib import Path
+from urllib.parse import urlencode
 from zipfile import ZipFile
 
 import pytest
 from chromium import app_server, chromium, chromium_path
 from conftest import Tiny
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Locator, Page, expect
 
 from attribution.engine import Build, Engine
+from attribution.evidence import evidence
+from attribution.records import Decision
+from pages.parts.opened import DOUBT
 
 pytestmark = pytest.mark.skipif(
     chromium_path() is None and "CI" not in os.environ,
@@ -171,26 +175,234 @@ def test_main_path(page: Page, url: str, engine: Engine, build: Build) -> None:
     expect(page.get_by_text("0 relabelled, 0 dropped")).to_be_visible()
 
 
-def test_twenty_fast_keys_are_all_counted(
+def review(page: Page, url: str, **query: str) -> Locator:
+    """The review, with its first image shown and taking the keys."""
+    page.goto(f"{url}/review?{urlencode(query)}")
+    deck = page.locator(".st-key-deck")
+    expect(deck.locator(".tile.at")).to_be_visible()
+    return deck
+
+
+def type_fast(page: Page, keys: Iterable[str]) -> None:
+    for key in keys:
+        page.keyboard.press(key)
+        page.wait_for_timeout(30)
+
+
+def stand(engine: Engine, build: Build) -> list[Decision]:
+    return list(engine.decisions.standing(build.data_id).acts)
+
+
+def test_forty_fast_keys_are_forty_decisions_and_back_and_forth(
     page: Page, url: str, engine: Engine, build: Build
 ) -> None:
     before = len(engine.decisions.history(build.data_id))
-    page.goto(f"{url}/review")
-    expect(page.locator(".st-key-deck .tile").first).to_be_visible()
-    for key in "kx3k5k1xk7" * 2:
-        page.keyboard.press(key)
-    expect(page.get_by_text(re.compile(r"^20 of \d+ suspicious"))).to_be_visible()
+    deck = review(page, url)
+    order = build.mislabels().loc[shown_ids(page, "Images to review")[:40]]
+    keys = [*"kx3ks5k1xk", *"k7sx0"] + ["Enter"] * 5
+    keys = keys * 2
+    type_fast(page, keys)
+    expect(deck.locator(".tile .mark")).to_have_count(40)
+    expect(deck.get_by_text(f"{keys.count('x')} dropped, {keys.count('s')} unsure")).to_be_visible()
     made = engine.decisions.history(build.data_id)[before:]
-    order = build.mislabels().head(20)
     assert [d.example_id for d in made] == order.example_id.tolist()
-    for decision, key, given in zip(made, "kx3k5k1xk7" * 2, order.given_label, strict=True):
-        label = int(key) if key.isdigit() and int(key) != given else None
-        verdict = "drop" if key == "x" else "keep" if label is None else "relabel"
+    for decision, key, one in zip(made, keys, order.itertuples(), strict=True):
+        label = int(key) if key.isdigit() else one.suggested_label if key == "Enter" else None
+        label = None if label == one.given_label else label
+        plain = {"k": "keep", "x": "drop", "s": "unsure"}
+        verdict = plain.get(key, "keep" if label is None else "relabel")
         assert (decision.verdict, decision.label) == (verdict, label)
-    for _ in range(20):
-        page.keyboard.press("Control+z")
-    expect(page.get_by_text(re.compile(r"^0 of \d+ suspicious"))).to_be_visible()
-    assert engine.decisions.in_force(build.data_id) == {}
+    type_fast(page, ["Control+z", "u"] * 20)
+    expect(deck.locator(".tile .mark")).to_have_count(0)
+    assert stand(engine, build) == []
+    type_fast(page, ["y", "Control+y", "Control+Shift+Z", "y"] * 10)
+    expect(deck.locator(".tile .mark")).to_have_count(40)
+    assert stand(engine, build) == made
+    type_fast(page, ["u"] * 40)
+    expect(deck.locator(".tile .mark")).to_have_count(0)
+    assert (
+        stand(engine, build) == [] and len(engine.decisions.history(build.data_id)) == before + 40
+    )
+
+
+def test_the_review_is_done_without_a_mouse(
+    page: Page, url: str, engine: Engine, build: Build
+) -> None:
+    deck = review(page, url)
+    ids = shown_ids(page, "Images to review")
+    press = page.keyboard.press
+    press("?")
+    expect(deck.get_by_text("accept the suggested label")).to_be_visible()
+    press("k")  # is for reading, not for deciding
+    press("Escape")
+    expect(deck.get_by_text("accept the suggested label")).to_be_hidden()
+    press(" ")
+    expect(deck.locator(".zoom img")).to_be_visible()
+    press("k")  # decides, and shows the next
+    expect(deck.locator(".zoom img")).to_have_attribute("src", re.compile(f"/{ids[1]}.png"))
+    press(" ")
+    expect(deck.locator(".zoom img")).to_be_hidden()
+    expect(deck.get_by_text("1 kept, 0 relabelled, 0 dropped")).to_be_visible()
+
+    press("Shift+ArrowRight")
+    press("Shift+ArrowRight")
+    expect(deck.get_by_text("3 selected")).to_be_visible()
+    press("x")
+    expect(deck.get_by_text("1 kept, 0 relabelled, 3 dropped")).to_be_visible()
+    expect(deck.locator(f".tile[data-id='{ids[4]}']")).to_have_class(re.compile(r"\bat\b"))
+    press("u")  # the whole of it
+    expect(deck.get_by_text("1 kept, 0 relabelled, 0 dropped")).to_be_visible()
+    press("y")
+    expect(deck.get_by_text("1 kept, 0 relabelled, 3 dropped")).to_be_visible()
+    press("a")
+    expect(deck.get_by_text("48 selected")).to_be_visible()
+    press("Escape")
+    expect(deck.get_by_text("selected")).to_have_count(0)
+
+    press("ArrowRight")
+    press("ArrowLeft")
+    expect(deck.locator(f".tile[data-id='{ids[1]}']")).to_have_class(re.compile(r"\bat\b"))
+    other = next(c for c in range(10) if c != build.train_labels_N[ids[1]])
+    press("l")  # a class by its name
+    page.keyboard.type(build.classes[other])
+    press("Enter")
+    expect(deck.locator(f".tile[data-id='{ids[1]}'] .mark")).to_have_text(f"→ {other}")
+
+    focused = "document.activeElement.textContent.trim()"
+    for key in ["Shift+Tab"] * 20 + ["ArrowLeft"] * 4:  # back to the views, and along them
+        if page.evaluate(focused) == "decided":
+            break
+        if key == "ArrowLeft" or page.evaluate(focused) != "conflicts":
+            press(key)
+    press(" ")
+    expect(deck.locator(".tile")).to_have_count(4)
+    expect(page).to_have_url(re.compile("which=decided"))
+    for _ in range(3):
+        press("u")
+    expect(deck.locator(".tile .mark")).to_have_count(0)
+    assert stand(engine, build) == []
+
+
+def test_everything_in_the_review_has_a_button(
+    page: Page, url: str, engine: Engine, build: Build
+) -> None:
+    deck = review(page, url)
+    ids = shown_ids(page, "Images to review")
+    tile = {i: deck.locator(f".tile[data-id='{i}']") for i in ids}
+    deck.locator("[data-action=keep]").click()
+    expect(tile[ids[0]].locator(".mark.kept")).to_be_visible()
+    deck.locator("[data-action=unsure]").click()
+    expect(tile[ids[1]].locator(".mark.unsure")).to_be_visible()
+    deck.locator("[data-action=next]").click()
+    deck.locator("[data-action=previous]").click()
+    deck.locator("[data-action=zoom]").click()
+    deck.locator(".zoom img").click()
+    deck.locator("[data-action=help]").click()
+    deck.locator("[data-action=close]").click()
+    tile[ids[2]].click()
+    tile[ids[5]].click(modifiers=["Shift"])
+    tile[ids[4]].click(modifiers=["ControlOrMeta"])
+    tile[ids[7]].hover()
+    tile[ids[7]].locator("[data-action=pick]").click()
+    expect(deck.get_by_text("4 images")).to_be_visible()
+    deck.get_by_role("button", name="Drop all").click()
+    expect(deck.get_by_text("1 kept, 0 relabelled, 4 dropped, 1 unsure")).to_be_visible()
+    dropped = {build.train_ids[ids[n]] for n in (2, 3, 5, 7)}
+    assert {d.example_id for d in stand(engine, build) if d.verdict == "drop"} == dropped
+    deck.locator("[data-action=undo]").click()
+    expect(deck.locator(".tile .mark.dropped")).to_have_count(0)
+    deck.locator("[data-action=redo]").click()
+    expect(deck.locator(".tile .mark.dropped")).to_have_count(4)
+    deck.get_by_role("button", name="Page after").click()
+    expect(deck.get_by_text("49–96 of")).to_be_visible()
+    deck.get_by_role("button", name="Page before").click()
+    expect(deck.get_by_text("1–48 of")).to_be_visible()
+    for _ in range(3):
+        deck.locator("[data-action=undo]").click()
+    expect(deck.locator(".tile .mark")).to_have_count(0)
+
+
+def test_evidence_is_shown_and_leads_on(page: Page, url: str, build: Build) -> None:
+    deck = review(page, url)
+    behind = deck.locator(".behind")
+    first = int(build.mislabels().index[0])
+    found = evidence(build, first, DOUBT)
+    expect(behind.get_by_text("signals count it")).to_be_visible()
+    groups = behind.locator(".group")
+    for group, some in ((0, found.neighbours), (1, found.proponents), (2, found.opponents)):
+        ids = groups.nth(group).locator("button").evaluate_all("all => all.map(b => b.dataset.id)")
+        assert [int(i) for i in ids] == [one.train_id for one in some]
+    near = found.neighbours[0].train_id
+    groups.nth(0).locator("button").first.click()
+    expect(deck.locator(f".tile[data-id='{near}']")).to_have_class(re.compile(r"\bat\b"))
+
+
+def test_filters_are_in_the_address_and_come_back(page: Page, url: str, build: Build) -> None:
+    deck = review(page, url)
+    page.get_by_role("button", name="Filter").click()
+    page.locator(".st-key-labelled input").click()
+    page.get_by_role("option", name="4", exact=True).click()
+    page.keyboard.press("Escape")
+    expect(page).to_have_url(re.compile("labelled=4"))
+    expect(deck.get_by_text("labelled 4", exact=True)).to_be_visible()
+    suspects = build.mislabels()
+    wanted = [int(i) for i in suspects.index[suspects.given_label == 4][:48]]
+    assert shown_ids(page, "Images to review") == wanted
+    page.reload()
+    expect(deck.get_by_text("labelled 4", exact=True)).to_be_visible()
+    assert shown_ids(page, "Images to review") == wanted
+
+
+def test_two_reviewers_see_each_other_and_settle_what_they_disagree_on(
+    browser: Browser, url: str, engine: Engine, build: Build
+) -> None:
+    places = [browser.new_context() for _ in range(2)]
+    anna, ben = (place.new_page() for place in places)
+    decks = []
+    for page, name in ((anna, "Anna"), (ben, "Ben")):
+        deck = review(page, url)
+        page.get_by_placeholder("Your name").fill(name)
+        page.get_by_placeholder("Your name").press("Enter")
+        decks.append(deck)
+    first, second = shown_ids(anna, "Images to review")[:2]
+    tiles = [deck.locator(f".tile[data-id='{first}']") for deck in decks]
+    tiles[0].click()
+    anna.keyboard.press("x")
+    expect(tiles[1].locator(".mark.dropped")).to_be_visible()  # Ben touched nothing
+    tiles[1].click()
+    ben.keyboard.press("k")
+    ben.keyboard.press("x")
+    for tile, page in zip(tiles, (anna, ben), strict=True):
+        expect(tile.locator(".mark.contested")).to_be_visible()
+        expect(page.get_by_text("1 to settle")).to_be_visible()
+    expect(decks[0].locator(f".tile[data-id='{second}'] .mark.dropped")).to_be_visible()
+    anna.keyboard.press("u")  # takes back her own, not Ben's, which is newer
+    expect(tiles[1].locator(".mark.kept")).to_be_visible()
+    anna.keyboard.press("y")
+    expect(tiles[1].locator(".mark.contested")).to_be_visible()
+    assert {(d.reviewer, d.example_id) for d in stand(engine, build)} == {
+        ("Anna", build.train_ids[first]),
+        ("Ben", build.train_ids[first]),
+        ("Ben", build.train_ids[second]),
+    }
+    ben.get_by_role("radio", name="conflicts").click()
+    expect(decks[1].locator(".tile")).to_have_count(1)
+    expect(decks[1].get_by_text("Ben: keep · Anna: drop")).to_be_visible()
+    decks[1].locator(".tile").click()
+    ben.keyboard.press("x")
+    for page in (anna, ben):
+        expect(page.get_by_text("1 to settle")).to_have_count(0)
+    expect(tiles[0].locator(".mark.dropped")).to_be_visible()
+    ben.reload()  # the browser remembers who it was
+    expect(ben.get_by_placeholder("Your name")).to_have_value("Ben")
+    for page, count in ((ben, 3), (anna, 1)):
+        page.locator(".st-key-deck .tile").first.wait_for()
+        for _ in range(count):
+            page.locator("[data-action=undo]").click()
+    expect(decks[0].locator(".tile .mark")).to_have_count(0)
+    assert stand(engine, build) == []
+    for place in places:
+        place.close()
 
 
 def test_the_grid_is_walked_with_the_keyboard(page: Page, url: str, build: Build) -> None:

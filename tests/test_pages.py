@@ -15,7 +15,8 @@ from streamlit.testing.v1 import AppTest
 from app import serve
 from attribution.engine import Build, Engine
 from attribution.records import UserError
-from pages.parts import opened
+from pages.parts import behind, opened
+from pages.parts.reviewer import REVIEWER
 from pages.parts.thumbs import ROUTES
 from pages.parts.words import blink, readable, size, span
 
@@ -155,15 +156,150 @@ def test_a_hit_is_decided_in_place_with_the_evidence_that_was_shown(
     }
 
 
-def test_review_lists_the_engines_suspects_in_order(build: Build) -> None:
+def test_review_lists_the_engines_suspects_in_order_and_every_tenth_at_random(build: Build) -> None:
     app = fine(page("review"))
-    suspects = build.mislabels().head(48)
     shown = items(app, "deck")
-    assert [one["id"] for one in shown] == [int(i) for i in suspects.index]
-    assert [one["given"] for one in shown] == suspects.given_label.tolist()
-    assert [one["suggested"] for one in shown] == suspects.suggested_label.tolist()
-    assert [one["why"] for one in shown] == suspects.why.tolist()
+    likely = build.mislabels().query(f"score > {opened.DOUBT}")
+    plain = [one for one in shown if not one["spot"]]
+    assert [n for n, one in enumerate(shown) if one["spot"]] == [9, 19, 29, 39]
+    suspects = likely.head(len(plain))
+    assert [one["id"] for one in plain] == [int(i) for i in suspects.index]
+    assert [one["given"] for one in plain] == suspects.given_label.tolist()
+    assert [one["suggested"] for one in plain] == suspects.suggested_label.tolist()
+    assert [one["why"] for one in plain] == suspects.why.tolist()
+    assert not {one["id"] for one in shown if one["spot"]} & set(likely.index)
     assert element(app, "deck")["keys"] == list(build.classes)  # on digits the key is the name
+    assert items(page("review"), "deck") == shown  # the same at each visit
+
+
+def test_review_filters_are_in_the_address(build: Build) -> None:
+    suspects = build.mislabels()
+    app = fine(page("review", labelled="4", like="9", by="influence"))
+    some = suspects[(suspects.given_label == 4) & (suspects.suggested_label == 9)]
+    some = some.sort_values("signal_influence", ascending=False, kind="stable")
+    assert [one["id"] for one in items(app, "deck")] == [int(i) for i in some.index[:48]]
+    assert not any(one["spot"] for one in items(app, "deck"))
+    assert element(app, "deck")["chosen"] == "labelled 4 · looks like 9 · by influence"
+    app.selectbox(key="like").set_value("any").run()
+    assert dict(app.query_params)["labelled"] in ("4", ["4"])
+    assert {one["given"] for one in items(fine(app), "deck")} == {4}
+
+
+@pytest.mark.parametrize("address", [{"labelled": "nonsense"}, {"which": "x"}, {"by": "<b>"}])
+def test_a_filter_that_is_not_there_is_no_filter(build: Build, address: dict) -> None:
+    assert len(items(fine(page("review", **address)), "deck")) == 48
+
+
+def test_a_bulk_act_is_one_undo(engine: Engine, build: Build) -> None:
+    app = page("review")
+    ids = [item["id"] for item in items(app, "deck")[:5]]
+    each = [{"id": i, "verdict": "relabel", "label": 3} for i in ids]
+    act(app, "deck", {"type": "decide", "id": ids[0], "verdict": "keep"})
+    act(app, "deck", {"type": "decide", "each": each})
+    stand = engine.decisions.in_force(build.data_id)
+    assert {d.label for d in stand.values()} == {3} and len(stand) == 5
+    act(app, "deck", {"type": "undo"})
+    (left,) = engine.decisions.in_force(build.data_id).values()
+    assert (left.example_id, left.verdict) == (build.train_ids[ids[0]], "keep")
+    act(app, "deck", {"type": "redo"})
+    assert len(engine.decisions.in_force(build.data_id)) == 5
+    assert element(fine(app), "deck")["focus"]["id"] == ids[0]
+
+
+def test_an_unsure_image_waits_in_a_view_of_its_own(engine: Engine, build: Build) -> None:
+    app = page("review")
+    first, second = (item["id"] for item in items(app, "deck")[:2])
+    act(app, "deck", {"type": "decide", "id": first, "verdict": "unsure"})
+    act(app, "deck", {"type": "decide", "id": second, "verdict": "drop"})
+    assert element(app, "deck")["verdicts"][str(first)]["verdict"] == "unsure"
+    assert set(engine.decisions.in_force(build.data_id)) == {build.train_ids[second]}
+    app.button_group(key="which").set_value("unsure").run()
+    assert [one["id"] for one in items(fine(app), "deck")] == [first]
+    app.button_group(key="which").set_value("not decided").run()
+    assert not {first, second} & {one["id"] for one in items(fine(app), "deck")}
+    shown = items(app, "deck")
+    act(app, "deck", {"type": "decide", "id": shown[0]["id"], "verdict": "keep"})
+    assert items(app, "deck") == shown  # nothing moves under the keys
+
+
+def test_decisions_are_signed_and_conflicts_are_settled(
+    engine: Engine, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(REVIEWER, "Ben")
+    app = page("review")
+    first = items(app, "deck")[0]["id"]
+    example = build.train_ids[first]
+    engine.decisions.decide(build.data_id, example, "drop", reviewer="Anna")
+    act(app, "deck", {"type": "decide", "id": first, "verdict": "keep"})
+    assert engine.decisions.in_force(build.data_id)[example].reviewer == "Ben"
+    assert any("1 to settle" in c.value for c in app.caption)
+    app.text_input(key="reviewer").set_value("  Cleo   <b> ").run()
+    app.button_group(key="which").set_value("conflicts").run()
+    data = element(fine(app), "deck")
+    assert [one["id"] for one in data["items"]] == [first] and data["settle"]
+    assert data["verdicts"][str(first)]["contested"]
+    assert data["verdicts"][str(first)]["said"] == ["Anna: drop", "Ben: keep"]
+    act(app, "deck", {"type": "decide", "id": first, "verdict": "drop", "settle": True})
+    (made,) = engine.decisions.in_force(build.data_id).values()
+    assert (made.verdict, made.reviewer, made.settles) == ("drop", "Cleo <b>", True)
+    assert not element(fine(app), "deck")["verdicts"][str(first)]["contested"]
+    act(app, "deck", {"type": "undo"})
+    assert element(fine(app), "deck")["verdicts"][str(first)]["contested"]
+
+
+def test_a_name_that_the_browser_remembers_signs_unless_there_is_one(
+    engine: Engine, build: Build
+) -> None:
+    app = page("review")
+    first = items(app, "deck")[0]["id"]
+    decision = {"type": "decide", "id": first, "verdict": "keep"}
+    act(app, "deck", {"type": "reviewer", "name": "Anna"}, decision)
+    act(app, "deck", {"type": "reviewer", "name": "Ben"})
+    assert fine(app).text_input(key="reviewer").value == "Anna"
+    assert engine.decisions.in_force(build.data_id)[build.train_ids[first]].reviewer == "Anna"
+
+
+def test_a_decision_on_an_example_that_is_gone_breaks_nothing(engine: Engine, build: Build) -> None:
+    for who, verdict in (("Anna", "drop"), ("Ben", "keep"), ("", "unsure")):
+        engine.decisions.decide(build.data_id, "gone-0", verdict, reviewer=who)
+    engine.decisions.decide(build.data_id, build.train_ids[0], "relabel", label=99)
+    for which in ("queue", "not decided", "decided", "unsure", "conflicts"):
+        app = fine(page("review", which=which))
+        assert "gone" not in str(element(app, "deck"))
+    act(page("review"), "deck", {"type": "undo"})
+    fine(act(page("review"), "deck", {"type": "undo"}))
+
+
+def test_the_yield_is_told_every_twenty_decisions(engine: Engine, build: Build) -> None:
+    app = page("review")
+    ids = [item["id"] for item in items(app, "deck")[:25]]
+
+    def told() -> dict[str, str]:
+        return {m.label: m.value for m in fine(app).metric}
+
+    act(app, "deck", *({"type": "decide", "id": i, "verdict": "drop"} for i in ids[:19]))
+    assert told() == {} and any("spot check" in c.value for c in app.caption)
+    act(app, "deck", {"type": "decide", "id": ids[19], "verdict": "keep"})  # the second check
+    first = told()
+    assert first["Wrong in the queue so far"] == "18 of 18"
+    assert first["Spot checks wrong"] == "1 of 2"
+    assert any("After 20 decisions. Go on: 18 of the last 18" in c.value for c in app.caption)
+    act(app, "deck", *({"type": "decide", "id": i, "verdict": "keep"} for i in ids[20:]))
+    assert told()["Wrong in the queue so far"] == "18 of 18"  # until the next twenty
+
+
+def test_evidence_is_looked_up_and_its_names_are_the_engines(build: Build) -> None:
+    client = TestClient(Starlette(routes=behind.ROUTES))
+    first = int(build.mislabels().index[0])
+    found = client.get(f"{behind.address(build)}{first}.json").json()
+    assert [group["title"].split()[0] for group in found["groups"]] == ["Most", "Support", "Speak"]
+    for group in found["groups"]:
+        for one in group["items"]:
+            assert one["caption"] == build.classes[build.train_labels_N[one["id"]]]
+    for bad in (f"{behind.address(build)}99999.json", "/evidence/nonsense/0.json"):
+        answer = client.get(bad)
+        assert answer.status_code == 404 and "Traceback" not in answer.text
+    assert client.get(f"{behind.address(build)}x.json").status_code == 404
 
 
 def test_review_applies_each_action_once(engine: Engine, build: Build) -> None:
@@ -220,7 +356,8 @@ def test_review_shows_what_is_decided_and_counts_it(engine: Engine, build: Build
     app = page("review")
     app.button_group(key="which").set_value("decided").run()
     assert [one["id"] for one in items(fine(app), "deck")] == [second]
-    assert element(app, "deck")["verdicts"] == {str(second): {"verdict": "drop", "label": None}}
+    verdict = {"verdict": "drop", "label": None, "contested": False, "said": []}
+    assert element(app, "deck")["verdicts"] == {str(second): verdict}
 
 
 def test_decisions_that_cannot_be_written_are_a_notice(

@@ -63,7 +63,8 @@ const mounted = (parent, create) => {
 const decided = (verdicts, queue) => {
   const all = new Map(Object.entries(verdicts).map(([id, v]) => [Number(id), v]));
   for (const action of queue.waiting) {
-    if (action.type === "decide") all.set(action.id, action);
+    if (action.type !== "decide") continue;
+    for (const one of action.each ?? [action]) all.set(one.id, one);
   }
   return all;
 };
@@ -71,6 +72,7 @@ const decided = (verdicts, queue) => {
 const verdictMark = (verdict, classes) => {
   if (verdict.verdict === "keep") return ["✓", "kept"];
   if (verdict.verdict === "drop") return ["✕", "dropped"];
+  if (verdict.verdict === "unsure") return ["?", "unsure"];
   return [`→ ${classes[verdict.label]}`, "relabelled"];
 };
 

@@ -10,20 +10,22 @@ import secrets
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import streamlit as st
 
+from attribution.decisions import Choice
 from attribution.engine import Build
 from attribution.records import Decision, UserError, Verdict
 
 from .opened import engine
+from .reviewer import reviewer
 
 Action = dict[str, Any]
 Handle = Callable[[Action], None]
 
 NOTHING = {"verdicts": {}, "classes": [], "keys": [], "selected": None, "rows": 0}
-VERDICTS: tuple[Verdict, ...] = ("keep", "relabel", "drop")
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
 
 def _element(name: str):
@@ -92,6 +94,11 @@ def subject(key: str, **data: Any) -> None:
 
 def decide(build: Build, action: Action, evidence: dict[str, Any]) -> None:
     """Write a decision that came from the browser. Raises UserError when it makes no sense."""
+    decide_all(build, [choice(build, action, evidence)])
+
+
+def choice(build: Build, action: Action, evidence: dict[str, Any]) -> Choice:
+    """What the browser wants of one training image. Raises UserError when it makes no sense."""
     position, verdict, label = action.get("id"), action.get("verdict"), action.get("label")
     known = isinstance(position, int) and 0 <= position < len(build.train_ids)
     if not known or verdict not in VERDICTS:
@@ -106,22 +113,39 @@ def decide(build: Build, action: Action, evidence: dict[str, Any]) -> None:
             wanted=f"a class number below {len(build.classes)}",
             next_step="reload the page",
         )
-    engine().decisions.decide(
-        build.data_id,
-        build.train_ids[position],
-        verdict,
+    return Choice(
+        example_id=build.train_ids[position],
+        verdict=verdict,
         label=label if verdict == "relabel" else None,
-        build_id=build.id,
         evidence=json.dumps(evidence),
     )
 
 
-def undo(build: Build) -> Decision | None:
-    """Take the last decision back; leaves a notice where there is none."""
-    undone = engine().decisions.undo(build.data_id)
-    if undone is None:
-        st.session_state["notice"] = "There is no decision to undo."
+def decide_all(build: Build, choices: list[Choice], settles: bool = False) -> None:
+    """Write decisions of the visitor, which one undo takes back."""
+    engine().decisions.decide_all(
+        build.data_id, choices, reviewer=reviewer(), build_id=build.id, settles=settles
+    )
+
+
+def undo(build: Build) -> tuple[Decision, ...]:
+    """Take the visitor's last act back; leaves a notice where there is none."""
+    undone = engine().decisions.undo(build.data_id, reviewer())
+    if not undone:
+        st.session_state["notice"] = f"There is no decision{of_whom()} to undo."
     return undone
+
+
+def redo(build: Build) -> tuple[Decision, ...]:
+    """Put back what the visitor took back last; leaves a notice where there is nothing."""
+    redone = engine().decisions.redo(build.data_id, reviewer())
+    if not redone:
+        st.session_state["notice"] = f"There is no decision{of_whom()} to redo."
+    return redone
+
+
+def of_whom() -> str:
+    return f" of {reviewer()}" if reviewer() else ""
 
 
 def class_keys(build: Build) -> list[str]:
