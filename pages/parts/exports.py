@@ -42,6 +42,6 @@ def downloads(build: Build) -> None:
             mime="text/html",
             icon=":material/description:",
             on_click="ignore",
-            key="review_page",
+            key="one_page",
             width="stretch",
         )
