@@ -21,7 +21,8 @@ def hostile(tiny: Tiny) -> Build:
     """The tiny build, of its first examples only, with other names for its classes."""
     whole = Engine(tiny.cache, tiny.workspace).open(tiny.build)
     some = copy.copy(whole)
-    some.__dict__["_mislabels"] = whole.mislabels()[lambda frame: frame.index < SOME]
+    frame = whole.mislabels()
+    some.mislabels = lambda: frame[frame.index < SOME]
     some.train_ids, some.train_labels_N = whole.train_ids[:SOME], whole.train_labels_N[:SOME]
     some.classes = HOSTILE
     return some
