@@ -587,8 +587,7 @@ def import_decisions(
 
     engine = open_engine(cache, workspace)
     opened = engine.open(build_id)
-    with progress() as report:
-        told = imported(opened, engine.decisions, file, form, reviewer, report)
+    told = imported(opened, engine.decisions, file, form, reviewer)
     if as_json:
         return show_json({"file": str(file)} | asdict(told))
     for sentence in told.sentences():

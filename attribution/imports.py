@@ -12,10 +12,10 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
-from .decisions import Decisions
+from .decisions import Choice, Decisions
 from .exchange import DROP, legible
 from .export import harmless, plain
-from .records import Report, UserError, Verdict, known, silent
+from .records import UserError, Verdict, known
 
 if TYPE_CHECKING:
     from .engine import Build
@@ -76,10 +76,10 @@ def imported(
     path: Path,
     form: str,
     reviewer: str = "",
-    report: Report = silent,
 ) -> Imported:
     """Append what the file decides, unless it stands already; `reviewer` replaces the file's.
 
+    One undo takes back all that a reviewer decided in the file.
     Raises `UserError` for a file that is no such export or has no example of this data.
     """
     known("format", form, tuple(IMPORTS), "--format")
@@ -91,24 +91,23 @@ def imported(
             wanted="decisions on the data of this build",
             next_step="choose the build that the file was exported from",
         )
-    stand = decisions.in_force(build.data_id)
-    for at, (one, verdict, label) in enumerate(placed):
-        report("import", at, len(placed))
+    stand = decisions.standing(build.data_id).latest()
+    choices: dict[str, list[Choice]] = {}  # by reviewer
+    for one, verdict, label in placed:
         standing = stand.get(one.example_id)
         if standing and (standing.verdict, standing.label) == (verdict, label):
             told.already += 1
             continue
-        decisions.decide(
-            build.data_id,
-            one.example_id,
-            verdict,
+        made = Choice(
+            example_id=one.example_id,
+            verdict=verdict,
             label=label,
-            reviewer=legible(reviewer or one.reviewer),
-            build_id=build.id,
             evidence=json.dumps({"imported": form, "decided_at": one.time}),
         )
+        choices.setdefault(legible(reviewer or one.reviewer), []).append(made)
         told.decided[verdict] = told.decided.get(verdict, 0) + 1
-    report("import", len(placed), len(placed))
+    for who, some in choices.items():
+        decisions.decide_all(build.data_id, some, reviewer=who, build_id=build.id)
     return told
 
 
