@@ -89,10 +89,12 @@ def queue(build: Build) -> None:
     listed = listing(build, view, stand)
     if (wanted := st.session_state.pop("review_at", None)) is not None:
         go_to(wanted)
-    reckoning.sentence(build, stand)
+    found = reckoning.reckoned(build, stand)
+    reckoning.sentence(found, len(stand.conflicts()))
     notice()
     show(build, listed, stand)
-    reckoning.figures(build, stand)
+    if found:
+        reckoning.figures(found)
 
 
 @st.fragment(run_every=2)
@@ -248,12 +250,13 @@ def tally(stand: Standing) -> str:
 def item(build: Build, train_id: int, view: View) -> dict[str, Any]:
     one = served(build.id).loc[train_id]
     given = build.classes[one.given_label]
+    doubted = one.suggested_probability > one.given_probability  # else it looks like what it is
     return {
         "id": train_id,
         "src": thumb(build, "train", train_id),
         "alt": f"Training image {train_id}, labelled {given}",
         "given": int(one.given_label),
-        "suggested": int(one.suggested_label),
+        "suggested": int(one.suggested_label if doubted else one.given_label),
         "probabilities": [f"{one.given_probability:.0%}", f"{one.suggested_probability:.0%}"],
         "suspicion": f"{one.score:.0%}",
         "why": one.why,

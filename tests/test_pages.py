@@ -166,6 +166,10 @@ def test_review_lists_the_engines_suspects_in_order_and_every_tenth_at_random(bu
     assert [one["id"] for one in plain] == [int(i) for i in suspects.index]
     assert [one["given"] for one in plain] == suspects.given_label.tolist()
     assert [one["suggested"] for one in plain] == suspects.suggested_label.tolist()
+    for one in shown:  # Enter never changes a label that the networks believe more than any other
+        row = build.mislabels().loc[one["id"]]
+        believed = row.given_probability >= row.suggested_probability
+        assert one["suggested"] == (row.given_label if believed else row.suggested_label)
     assert [one["why"] for one in plain] == suspects.why.tolist()
     assert not {one["id"] for one in shown if one["spot"]} & set(likely.index)
     assert element(app, "deck")["keys"] == list(build.classes)  # on digits the key is the name

@@ -120,7 +120,7 @@ function skeleton() {
     if (text.length === 1) node.setAttribute("aria-label", action);
     tools.append(node);
   }
-  const card = part("div", "card", stage, labels, acts, part("div", "other", find, classes), tools);
+  const card = part("div", "card", stage, labels, acts, part("div", "other", find, classes));
   const behind = part("div", "behind");
   const head = part("div", "head");
   const tiles = part("div", "tiles");
@@ -134,11 +134,13 @@ function skeleton() {
   const keys = part("div", "keys");
   for (const [key, text] of HELP) keys.append(make("kbd", "", key), make("span", "", text));
   help.append(make("h2", "", "Keys"), keys, buttonOf("Close", "Esc", "close", "act"));
-  const empty = part("div", "empty");
+  const said = make("p");
+  const empty = part("div", "empty", said);
   const live = part("div", "live");
   live.setAttribute("aria-live", "polite");
   const top = [desk, empty, zoom, help, live];
-  return { top, desk, empty, stage, labels, acts, find, classes, behind, head, tiles, zoom, help, live };
+  return { top, desk, card, empty, said, tools, stage, labels, acts, find, classes, behind, head,
+           tiles, zoom, help, live };
 }
 
 function buttonOf(text, key, action, className) {
@@ -189,7 +191,9 @@ function show(root, state) {
   const { data, parts } = state;
   const verdicts = verdictsOf(state);
   parts.desk.hidden = !data.items.length;
-  parts.empty.textContent = data.items.length ? "" : data.empty;
+  parts.said.textContent = data.items.length ? "" : data.empty;
+  const place = data.items.length ? parts.card : parts.empty;
+  if (parts.tools.parentElement !== place) place.append(parts.tools);
   for (const tile of parts.tiles.children) {
     const id = Number(tile.dataset.id);
     const verdict = verdicts.get(id);
@@ -606,6 +610,9 @@ const PLAIN = { k: "keep", x: "drop", s: "unsure", u: "undo", y: "redo", a: "all
 
 function onKey(event, root, state) {
   const from = event.composedPath()[0];
+  if (event.key === "Enter" && from instanceof Element && from.closest(".st-key-reviewer")) {
+    setTimeout(() => focusTile(state)); // once the name is given, the keys are for the images
+  }
   if (typing(from) || event.altKey || event.isComposing) return;
   const { zoom, help } = state.parts;
   const key = event.key.toLowerCase();

@@ -15,9 +15,8 @@ def reckoned(build: Build, stand: Standing) -> Yield | None:
     return audit.reckoned(acts, build.mislabels(), DOUBT, build.id)
 
 
-def sentence(build: Build, stand: Standing) -> None:
+def sentence(found: Yield | None, conflicts: int) -> None:
     """One line above the picture: whether to go on, and what waits to be settled."""
-    found = reckoned(build, stand)
     if found is None:
         text = (
             f"Every {audit.EVERY}th image is a spot check, drawn at random from the labels that "
@@ -25,17 +24,13 @@ def sentence(build: Build, stand: Standing) -> None:
         )
     else:
         text = f"After {found.decisions} decisions. {audit.advice(found)}"
-    conflicts = len(stand.conflicts())
     if conflicts:
         text += f" **{conflicts} to settle** under *conflicts*."
     st.caption(text)
 
 
-def figures(build: Build, stand: Standing) -> None:
+def figures(found: Yield) -> None:
     """The numbers behind the sentence, each with the range that holds it 19 times in 20."""
-    found = reckoned(build, stand)
-    if found is None:
-        return
     queue, spot = found.queue, found.spot
     columns = st.columns(4, border=True)
     columns[0].metric("Wrong in the queue so far", f"{queue.wrong} of {queue.seen}")
