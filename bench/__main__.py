@@ -22,6 +22,7 @@ NAMES = (
     "peers",
     "peers_lds",
     "tuning",
+    "verify",
 )
 
 
