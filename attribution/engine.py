@@ -315,7 +315,12 @@ class Engine:
         return whatif.scale_of(self.verifications(build_id))
 
     def forecast(
-        self, build_id: str, test_id: int, removed: Iterable[int], target: str = "label"
+        self,
+        build_id: str,
+        test_id: int,
+        removed: Iterable[int],
+        target: str,
+        known_scale: whatif.Scale | None,
     ) -> whatif.Forecast:
         """What removing training examples is predicted to do to a test example's margin."""
         build = self.open(build_id)
@@ -327,8 +332,30 @@ class Engine:
             chosen,
             *build.pull(test_id, asked_class),
             build.margin(test_id, asked_class),
-            self.scale(build_id),
+            known_scale,
         )
+
+    def blast(
+        self, build_id: str, train_id: int, label: int | None = None, k: int = 12
+    ) -> list[dict[str, Any]]:
+        """The test predictions that a drop or relabel is predicted to move most (`Build.blast`).
+
+        "share" is of the largest move; "change", in units of the margin, is None without a scale.
+        """
+        build, known_scale = self.open(build_id), self.scale(build_id)
+        tests_k, moves_k = build.blast(train_id, label, k)
+        usable = known_scale is not None and known_scale.usable
+        return [
+            {
+                "test_id": int(t),
+                "label": int(build.test_labels_T[t]),
+                "predicted": int(build.predicted_T[t]),
+                "move": float(move),
+                "share": float(move / (np.abs(moves_k[0]) or 1)),
+                "change": known_scale.factor * float(move) if known_scale and usable else None,
+            }
+            for t, move in zip(tests_k, moves_k, strict=True)
+        ]
 
     def flipping(
         self, build_id: str, test_id: int, target: str = "label"

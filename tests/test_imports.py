@@ -101,7 +101,7 @@ def test_only_the_store_jobs_decisions_and_the_command_line_write():
 def test_pages_talk_to_the_engine_and_records():
     # to export, for files to download, and to plain functions of what the engine gave them
     used = set().union(*(ours(p) for p in PAGES))
-    assert used <= {"engine", "records", "jobs", "export", "compare", "strategies"}
+    assert used <= {"engine", "records", "jobs", "export", "compare", "strategies", "whatif"}
 
 
 @pytest.mark.parametrize("module", ["attribution", "attribution.engine"])

@@ -22,7 +22,7 @@ from .opened import engine
 Action = dict[str, Any]
 Handle = Callable[[Action], None]
 
-NOTHING = {"verdicts": {}, "classes": [], "keys": [], "selected": None, "rows": 0}
+NOTHING = {"verdicts": {}, "classes": [], "keys": [], "selected": None, "rows": 0, "left_out": None}
 VERDICTS: tuple[Verdict, ...] = ("keep", "relabel", "drop")
 
 
