@@ -229,7 +229,8 @@ def retrained(
     """Logits (M, T, C) of a network for each (removed positions, number of its seed) of `pairs`.
 
     Networks of one seed are the same but for what is removed: all draw the order of all examples
-    and leave out the removed ones where they come.
+    and leave out the removed ones where they come. Their dropout masks are the same too where
+    they are stacked, and stacked with the same seeds, as those of a `part` are.
     """
     recipes = [replace(run, seed=PAIRED + r) for _, r in pairs]
     networks = [network(run.model, data, run.width, each.seed) for each in recipes]

@@ -18,15 +18,14 @@ from attribution import whatif
 from attribution.engine import Build, Engine, examples, load_network
 from attribution.gradients import margin
 from attribution.metrics import interval, lds
-from attribution.records import BuildSpec, Checkpoint, content_id
-from attribution.store import Draft, Store
+from attribution.records import BuildSpec, Checkpoint, silent
+from attribution.store import Store
 
 from .rows import Options, Row, row
 
 SPEC = BuildSpec(strategy="naive", masks=0)
 IMAGES = 3  # test images, drawn among those classified right
 SEEDS = 10
-STACK = 25  # networks trained together
 SIZES = (10, 20, 50, 100, 200)
 FIXED = 100  # what the kinds of sets are compared at
 Kind = tuple[int, str, int]  # image (-1: of all), kind of set, size
@@ -56,6 +55,8 @@ def removals(
     pixels_N, pixels_T = (
         h.images.reshape(len(h), -1).astype(np.float32) for h in (build.data.train, build.data.test)
     )
+    for size in SIZES[:1:-1]:
+        found[-1, "random", size] = draw.permutation(len(build.train_ids))[:size]
     for j, t in enumerate(tests):
         order_N = np.argsort(-scores_TN[j], kind="stable")
         found |= {(j, "proponents", size): order_N[:size] for size in SIZES}
@@ -63,8 +64,6 @@ def removals(
         found[j, "opponents", FIXED] = order_N[-FIXED:]
         found[j, "neighbours by pixels", FIXED] = nearest(pixels_N, pixels_T[t])
         found[j, "neighbours by the last layer's input", FIXED] = nearest(last_N, last_T[t])
-    for size in SIZES[2:]:
-        found[-1, "random", size] = draw.permutation(len(build.train_ids))[:size]
     return {kind: tuple(sorted(ids.tolist())) for kind, ids in found.items()}
 
 
@@ -90,16 +89,13 @@ def retrained(store: Store, build: Build, sets: list[tuple[int, ...]], seeds: in
     run = replace(build.recipe, seed=0, snapshots=0)
     data = build.data
     train_half, test_half = (examples(build.spec, data, h) for h in (data.train, data.test))
-    pairs = [(removed, r) for removed in (whatif.NONE, *sets) for r in range(seeds)]
-    logits = []
-    for first in range(0, len(pairs), STACK):
-        some = pairs[first : first + STACK]
-
-        def fill(draft: Draft, some: list[tuple[tuple[int, ...], int]] = some) -> None:
-            draft.array("logits", whatif.retrained(data, train_half, test_half, run, some))
-
-        made = store.make("without", content_id("stack", run, some), fill, {"networks": len(some)})
-        logits.append(made.array("logits"))
+    # One set a stack: the same seeds together have the same dropout masks, whatever is removed.
+    logits = [
+        whatif.part(store, data, train_half, test_half, run, removed, range(seeds), silent).array(
+            "logits"
+        )
+        for removed in (whatif.NONE, *sets)
+    ]
     label_T = torch.from_numpy(build.test_labels_T)
     margin_MT = [
         margin(torch.from_numpy(one_TC), label_T).numpy() for one_TC in np.concatenate(logits)
