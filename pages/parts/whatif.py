@@ -18,7 +18,7 @@ from .trouble import guarded
 from .words import sure
 
 COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 500)
-SIDES = {"for": "Strongest for", "against": "Strongest against", "picked": "My own choice"}
+FOR, AGAINST, OWN = SIDES = ("strongest for", "strongest against", "my own choice")
 PAIRS = 5  # networks with, and as many without: an interval in about a minute on the demo
 Row = dict[str, Any]
 
@@ -31,7 +31,7 @@ def leave(train_id: int) -> None:
 
 def choose(ids: list[int]) -> None:
     """Leave out these and no others."""
-    st.session_state.update(leave="picked", picked=ids)
+    st.session_state.update(leave=OWN, picked=ids, left_out=ids)
 
 
 def what_if(build: Build, answer: Answer) -> list[int]:
@@ -72,23 +72,22 @@ def chosen(build: Build, answer: Answer) -> list[int]:
         st.session_state["picked"] = [int(w) for w in words if w.isdecimal()]
     elif st.session_state.get("picked_for", key) != key:  # of another prediction
         st.session_state["picked"] = []
-        if st.session_state.get("leave") == "picked":
-            st.session_state["leave"] = "for"
+        if st.session_state.get("leave") == OWN:
+            st.session_state["leave"] = FOR
     st.session_state["picked_for"] = key
     if "leave" not in st.query_params:  # a default of the widget's own cannot be changed by a click
-        st.session_state.setdefault("leave", "for")
+        st.session_state.setdefault("leave", FOR)
     left, right = st.columns([5, 4], gap="large", vertical_alignment="bottom")
     side = left.segmented_control(
         "Leave out",
-        list(SIDES),
-        format_func=SIDES.__getitem__,
+        SIDES,
         key="leave",
         required=True,
         bind="query-params",
         persist_state="session",
     )
     picked = st.session_state["picked"]
-    if side != "picked":
+    if side != OWN:
         st.query_params.pop("picked", None)
         limit = len(build.train_labels_N) // 4
         count = right.select_slider(
@@ -100,7 +99,7 @@ def chosen(build: Build, answer: Answer) -> list[int]:
             persist_state="session",
         )
         target = build.classes[answer.target]
-        return list(build.strongest(answer.test_id, count, target, side == "against"))
+        return list(build.strongest(answer.test_id, count, target, side == AGAINST))
     st.query_params["picked"] = ",".join(map(str, picked))
     words, action = right.columns([3, 1], vertical_alignment="center")
     words.caption(
