@@ -41,16 +41,18 @@ def what_if(build: Build, answer: Answer) -> list[int]:
     st.session_state["left_out"] = ids
     rows = engine().verifications(build.id)
     scale = scale_of(rows)
-    told = None
+    told, here = None, (answer.test_id, answer.target, tuple(sorted(ids)))
     if ids:
+        # What is predicted of a removal was not learned from it.
+        before = scale_of([r for r in rows if place(r) != here])
         try:
             told = engine().forecast(
-                build.id, answer.test_id, ids, build.classes[answer.target], scale
+                build.id, answer.test_id, ids, build.classes[answer.target], before
             )
         except UserError as error:
             st.warning(str(error), icon=":material/info:")
     if told:
-        found = [r for r in rows if place(r) == (told.test_id, told.target, told.removed)]
+        found = [r for r in rows if place(r) == here]
         outcome(build, told, found)
         with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
             proof(build, told, found)
@@ -148,7 +150,7 @@ def outcome(build: Build, told: Forecast, found: list[Row]) -> None:
             f"Predicted without {count}",
             sure(told.margin + told.change),
             f"margin {told.change:+.1f} ({told.low:+.1f} to {told.high:+.1f})",
-            f"From the {LEAST} or more removals verified so far; 95 % lie within.",
+            "From the other removals verified so far; 95 % are to lie within.",
         )
     if not found:
         figure(realised, f"Retrained without {count}", "?", "not tried yet")
@@ -301,6 +303,10 @@ def picture(build: Build, rows: list[Row], scale: Scale | None, told: Forecast |
                 }
             ),
             hide_index=True,
+            column_config={
+                "predicted": st.column_config.NumberColumn(format="%.1f" if scale else "%.3f"),
+                "happened": st.column_config.NumberColumn(format="%.1f"),
+            },
             height=min(38 * (len(rows) + 1), 230),
             key="verified",
         )
