@@ -420,6 +420,187 @@ def brittleness(
     return None
 
 
+Removed = Annotated[
+    str, typer.Option("--remove", help="Training ids to leave out, by comma: 12,873.")
+]
+Top = Annotated[int, typer.Option("--top", help="Leave out this many of the strongest proponents.")]
+Opponents = Annotated[bool, typer.Option("--opponents", help="Of --top: the strongest opponents.")]
+Target = Annotated[str, typer.Option(help="Ask about the label, the predicted class, or CLASS.")]
+TestId = Annotated[int, typer.Argument(help="Position in the test set.")]
+
+
+@app.command()
+def verify(
+    build_id: BuildId,
+    test_id: TestId,
+    remove: Removed = "",
+    top: Top = 0,
+    opponents: Opponents = False,
+    target: Target = "label",
+    seeds: Annotated[int, typer.Option(help="Pairs of networks to train.")] = 10,
+    cache: Cache = CACHE,
+    as_json: AsJson = False,
+    job: Annotated[str, typer.Option(hidden=True)] = "",
+) -> None:
+    """Retrain with and without some training examples: predicted against realised change.
+
+    Pairs of networks share their seed. Those on all examples are trained once for all
+    verifications; what is finished when it is killed stays.
+    """
+    engine = open_engine(cache)
+    removed = set_to_remove(engine.open(build_id), test_id, remove, top, opponents, target)
+    if seeds == 1:
+        errors.print("A single pair tells no interval; 5 or more are usual.")
+    with progress() as report, reported(cache, job, report) as (report, finish):
+        found = engine.verify(build_id, test_id, removed, target, seeds, report)
+        finish(state="done", build=build_id)
+    if as_json:
+        return show_json(found)
+    show_verifications([found], engine.open(build_id).classes)
+    return None
+
+
+@app.command()
+def verifications(build_id: BuildId, cache: Cache = CACHE, as_json: AsJson = False) -> None:
+    """Every verified removal on a build's data and network, and how well it was predicted."""
+    from . import whatif as removals
+
+    engine = open_engine(cache)
+    rows = engine.verifications(build_id)
+    rank, known_scale = removals.agreement(*removals.columns(rows)), removals.scale_of(rows)
+    if as_json:
+        told = known_scale and asdict(known_scale)
+        return show_json({"verifications": rows, "rank_correlation": rank, "scale": told})
+    show_verifications(rows, engine.open(build_id).classes)
+    if known_scale is None:
+        left = removals.LEAST - len(rows)
+        out.print(f"{left} more tell the scale from scores to margins.")
+        return None
+    out.print(
+        f"Rank correlation {rank:.2f}; a score of 1 is {known_scale.factor:.3g} of the margin "
+        f"({known_scale.low:.3g} – {known_scale.high:.3g})."
+    )
+    return None
+
+
+@app.command()
+def whatif(
+    build_id: BuildId,
+    test_id: TestId,
+    remove: Removed = "",
+    top: Top = 0,
+    opponents: Opponents = False,
+    target: Target = "label",
+    flip: Annotated[
+        bool, typer.Option("--flip", help="Instead: the smallest set predicted to flip it.")
+    ] = False,
+    cache: Cache = CACHE,
+    as_json: AsJson = False,
+) -> None:
+    """What leaving out training examples is predicted to do to a test example; no retraining."""
+    engine = open_engine(cache)
+    opened = engine.open(build_id)
+    if flip:
+        removed = engine.flipping(build_id, test_id, target)
+        if removed is None:
+            if as_json:
+                return show_json(None)
+            out.print("No set is predicted to flip it.")
+            return None
+    else:
+        removed = set_to_remove(opened, test_id, remove, top, opponents, target)
+    told = engine.forecast(build_id, test_id, removed, target, engine.scale(build_id))
+    if as_json:
+        return show_json({**asdict(told), "flips": told.flips})
+    name = opened.classes[told.target]
+    error = "" if told.share_stderr is None else f" ± {2 * told.share_stderr:.1%}"
+    out.print(
+        f"Without {len(told.removed)} training examples, {told.share:.1%}{error} of all push "
+        f"towards {name} is gone (margin now {told.margin:+.2f})."
+    )
+    if told.change is None:
+        out.print(
+            "By how much the margin moves is told once a few removals are verified and follow "
+            "what was predicted: `verify`."
+        )
+    else:
+        out.print(
+            f"Predicted change of the margin: {told.change:+.2f} "
+            f"({told.low:+.2f} to {told.high:+.2f}){'; it flips' if told.flips else ''}."
+        )
+    if flip:
+        out.print(f"--remove {','.join(map(str, told.removed))}", soft_wrap=True)
+    return None
+
+
+@app.command()
+def blast(
+    build_id: BuildId,
+    train_id: Annotated[int, typer.Argument(help="Position in the training set.")],
+    label: Annotated[str, typer.Option(help="Its new label; left out, it is dropped.")] = "",
+    k: Annotated[int, typer.Option("-k", help="Number of test predictions.")] = 12,
+    cache: Cache = CACHE,
+    as_json: AsJson = False,
+) -> None:
+    """The test predictions that dropping or relabelling a training example would move most."""
+    engine = open_engine(cache)
+    opened = engine.open(build_id)
+    if label:
+        known("class", label, opened.classes, "--label")
+    new = opened.classes.index(label) if label else None
+    rows = engine.blast(build_id, train_id, new, k)
+    if as_json:
+        return show_json(rows)
+    table = Table("test_id", "label", "predicted", "move of its margin", "share of the largest")
+    for r in rows:
+        move = f"{r['move']:+.4f} (score)" if r["change"] is None else f"{r['change']:+.3f}"
+        table.add_row(
+            str(r["test_id"]), opened.classes[r["label"]], opened.classes[r["predicted"]], move,
+            f"{r['share']:+.0%}",
+        )  # fmt: skip
+    out.print(table)
+    return None
+
+
+def set_to_remove(
+    opened: Any, test_id: int, remove: str, top: int, opponents: bool, target: str
+) -> tuple[int, ...]:
+    """The training positions that --remove or --top name; which of the two is checked."""
+    if bool(remove) == bool(top):
+        raise UserError(
+            found="--remove and --top together" if remove else "neither --remove nor --top",
+            wanted="one of them",
+            next_step="name training ids with --remove, or a number of proponents with --top",
+        )
+    if top:
+        return opened.strongest(test_id, top, target, opponents)
+    words = [word.strip() for word in remove.split(",") if word.strip()]
+    for word in words:
+        if not word.isdecimal():
+            raise UserError(
+                found=f"training id {word!r} in --remove",
+                wanted="numbers by comma as in 12,873",
+                next_step="give the ids that `query` shows",
+            )
+    return tuple(int(word) for word in words)
+
+
+def show_verifications(rows: list[dict[str, Any]], classes: tuple[str, ...]) -> None:
+    """Removals as a table: what was predicted, what happened."""
+    table = Table(
+        "test_id", "class", "left out", "pairs", "predicted", "margin", "change", "95 %", ""
+    )
+    for r in rows:
+        between = "" if r["low"] is None else f"{r['low']:+.2f} – {r['high']:+.2f}"
+        flip = f"{classes[r['said_before']]} → {classes[r['said_after']]}" if r["flipped"] else ""
+        table.add_row(
+            str(r["test_id"]), classes[r["target"]], str(len(r["removed"])), str(r["seeds"]),
+            f"{r['score']:+.4f}", f"{r['before']:+.2f} → {r['after']:+.2f}", f"{r['change']:+.2f}",
+            between, flip,
+        )  # fmt: skip
+    out.print(table)
+
+
 @app.command()
 def tune(
     build_id: BuildId,

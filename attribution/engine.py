@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
-from . import groups, jobs, strategies, tuning
+from . import groups, jobs, strategies, tuning, whatif
 from . import index as indexes
 from .adapters import checked, fitted, loaded, saved
 from .brittleness import BrittlenessSpec, flips
@@ -80,6 +80,7 @@ SPREAD_QUERIES = 16  # queries on which the index's understatement of the spread
 SPREAD_HITS = 16
 Kept = TypeVar("Kept")
 OPEN = 6  # builds kept open: a page's own, four beside it, and one more
+TOGETHER = 2**28  # bytes of exact scores that are kept for all test examples at once
 TOP = 50  # hits of each test example by which ensembles are compared
 
 
@@ -267,6 +268,121 @@ class Engine:
         made = self.store.make("brittleness", name, fill, {"build": build_id, **asdict(spec)})
         found = brittle(made.array("flipped"), spec.removals)
         return {"build": build_id, "tests": made.array("tests").tolist(), **found}
+
+    def verify(
+        self,
+        build_id: str,
+        test_id: int,
+        removed: Iterable[int],
+        target: str = "label",
+        seeds: int = 10,
+        report: Report = silent,
+    ) -> dict[str, Any]:
+        """Retrain with and without training examples: predicted against realised (`whatif`).
+
+        Raises `UserError` for a set that is empty, unknown, or leaves a class without examples.
+        """
+        build = self.open(build_id)
+        asked_class = build.class_of(test_id, target)
+        spec = whatif.VerifySpec(
+            run=replace(build.recipe, seed=0, snapshots=0),
+            test=test_id,
+            target=asked_class,
+            removed=whatif.checked(build.train_labels_N, removed),
+            seeds=seeds,
+        )
+        whatif.check(spec)
+        build.exact(test_id, asked_class, report)
+        train_half = examples(build.spec, build.data, build.data.train)
+        test_half = examples(build.spec, build.data, build.data.test)
+        made = whatif.verify(self.store, build.data, train_half, test_half, spec, report)
+        return self._predicted(build, [made])[0]
+
+    def verifications(self, build_id: str) -> list[dict[str, Any]]:
+        """Every verified removal on a build's data and network, newest first, as `verify` has it.
+
+        The predictions are this build's own, also of removals verified from another.
+        """
+        build = self.open(build_id)
+        return self._predicted(build, whatif.verified(self.store, build.recipe))
+
+    def _predicted(self, build: "Build", some: list[whatif.Verified]) -> list[dict[str, Any]]:
+        rows = []
+        for one in some:
+            score_G = -build.pull(one.test_id, one.target, one.removed)[0].sum(1)
+            rows.append({**asdict(one), "flipped": one.flipped, "score": float(score_G.mean())})
+        return rows
+
+    def scale(self, build_id: str) -> whatif.Scale | None:
+        """From a build's scores to units of the margin, once enough removals are verified."""
+        return whatif.scale_of(self.verifications(build_id))
+
+    def forecast(
+        self,
+        build_id: str,
+        test_id: int,
+        removed: Iterable[int],
+        target: str,
+        known_scale: whatif.Scale | None,
+    ) -> whatif.Forecast:
+        """What removing training examples is predicted to do to a test example's margin."""
+        build = self.open(build_id)
+        asked_class = build.class_of(test_id, target)
+        chosen = whatif.checked(build.train_labels_N, removed)
+        return whatif.forecast(
+            test_id,
+            asked_class,
+            chosen,
+            *build.pull(test_id, asked_class),
+            build.margin(test_id, asked_class),
+            known_scale,
+        )
+
+    def blast(
+        self, build_id: str, train_id: int, label: int | None = None, k: int = 12
+    ) -> list[dict[str, Any]]:
+        """The test predictions that a drop or relabel is predicted to move most (`Build.blast`).
+
+        "share" is of the largest move; "change", in units of the margin, is None without a scale.
+        """
+        build, known_scale = self.open(build_id), self.scale(build_id)
+        tests_k, moves_k = build.blast(train_id, label, k)
+        usable = known_scale is not None and known_scale.usable
+        return [
+            {
+                "test_id": int(t),
+                "label": int(build.test_labels_T[t]),
+                "predicted": int(build.predicted_T[t]),
+                "move": float(move),
+                "share": float(move / (np.abs(moves_k[0]) or 1)),
+                "change": known_scale.factor * float(move) if known_scale and usable else None,
+            }
+            for t, move in zip(tests_k, moves_k, strict=True)
+        ]
+
+    def flipping(
+        self, build_id: str, test_id: int, target: str = "label"
+    ) -> tuple[int, ...] | None:
+        """The smallest set of the strongest that is predicted to flip a prediction, or None.
+
+        Raises `UserError` while no scale is known.
+        """
+        build, known_scale = self.open(build_id), self.scale(build_id)
+        asked_class = build.class_of(test_id, target)
+        if known_scale is None or not known_scale.usable:
+            raise UserError(
+                found="no scale from scores to margins yet",
+                wanted=f"{whatif.LEAST} verified removals that follow their predictions",
+                next_step=f"run `python -m attribution verify {build_id} {test_id} --top 50`, then "
+                "others",
+            )
+        scores_N = build.pull(test_id, asked_class)[0].mean(0)
+        now = build.margin(test_id, asked_class)
+        chosen = whatif.smallest(scores_N, now, known_scale)
+        try:
+            return None if chosen is None else whatif.checked(build.train_labels_N, chosen)
+        except UserError:  # it would take a whole class
+            return None
 
     def tune(self, build_id: str, report: Report = silent) -> dict[str, Any]:
         """Settings for TRAK chosen without retraining (`tuning`), from a build's first network.
@@ -912,9 +1028,8 @@ class Build:
         `target` is "label", "predicted", or a class by name or number. Raises `UserError` for a
         test id, class or k out of range.
         """
-        self._check_test(test_id)
+        asked = self.class_of(test_id, target)
         self.check_k(k)
-        asked = self._class_of(test_id, target)
         return self._answer(self._query_Md(test_id, asked), test_id, asked, k)
 
     @cached_property
@@ -943,10 +1058,164 @@ class Build:
         """Positions (T, k) of the strongest proponents of every test's given label; k <= TOP."""
         return self._top[:, :k]
 
+    def strongest(
+        self, test_id: int, k: int, target: str = "predicted", opponents: bool = False
+    ) -> tuple[int, ...]:
+        """Positions of the first k of `query`."""
+        answer = self.query(test_id, k, target)
+        return tuple(h.train_id for h in (answer.opponents if opponents else answer.proponents))
+
+    def margin(self, test_id: int, target: int) -> float:
+        """The margin of a class, mean over the networks."""
+        # From the other classes' probabilities: 1 - p is nothing for a sure network.
+        probs_IC = np.stack([p[test_id] for p in self._probs_I]).astype(np.float64)
+        pair_2I = probs_IC[:, target], np.delete(probs_IC, target, 1).sum(1)
+        asked_I, others_I = np.log(np.maximum(pair_2I, 1e-45))
+        return float((asked_I - others_I).mean())
+
+    @cached_property
+    def _probs_I(self) -> list[np.ndarray]:
+        runs = (self._part("run", name) for name in self._networks)
+        return [run.array("test_probs", memory_map=True) for run in runs]
+
+    def exact(self, test_id: int, target: int, report: Report = silent) -> np.ndarray:
+        """Exact scores (G, N) of all training examples, kept once computed.
+
+        G are the networks, or with one network its members; the mean over them is the score. The
+        kernels cost most, so every test example that the index knows is asked at once where that
+        is not too large to keep.
+        """
+        pairs = self._asked_with(test_id, target)
+
+        def fill(draft: Draft) -> None:
+            scores_QGN = self._exact(np.array(pairs), report)
+            unit = float(np.abs(scores_QGN).max()) or 1.0
+            draft.array("scores", (scores_QGN / unit).astype(np.float16))
+            draft.note(unit=unit)
+
+        made_by = {"build": self.id, "asked": pairs if len(pairs) == 1 else "all"}
+        self.store.make("exact", self._exact_id(pairs), fill, made_by)
+        return self.pull(test_id, target)[0]
+
+    def _asked_with(self, test_id: int, target: int) -> list[tuple[int, int]]:
+        """The (test, target) whose exact scores are computed and kept together with this one's."""
+        networks, members = self.index.manifest["networks"], len(self.members)
+        groups = networks if networks > 1 else members
+        size = 2 * groups * len(self._row_of) * len(self.train_labels_N)
+        one = test_id, target
+        return list(self._row_of) if one in self._row_of and size <= TOGETHER else [one]
+
+    def _exact_id(self, pairs: list[tuple[int, int]]) -> str:
+        return content_id("exact", self.id, pairs)
+
+    def _exact(self, pairs_Q2: np.ndarray, report: Report) -> np.ndarray:
+        """Exact scores (Q, G, N) of all training examples for pairs of test and target."""
+        test_Q, target_Q = pairs_Q2.T
+        fresh_Q = target_Q != self.test_labels_T[test_Q]
+        some = self._tests[test_Q[fresh_Q]]
+        others = Examples(some.x_N, some.key_N, torch.from_numpy(target_Q[fresh_Q]))
+        estimator, count = self.spec.estimator, len(self.members)
+        networks = self.index.manifest["networks"]
+        groups = networks if networks > 1 else count
+        total_QGN = torch.zeros(len(test_Q), groups, len(self.train_labels_N))
+        own_N = torch.zeros(len(self.train_labels_N))
+        for m, (member, name) in enumerate(zip(self.members, self._features, strict=True)):
+            report("scores", m, count)
+            features = self._part("features", name)
+            phi_NK = phi_of(features, "train", member, estimator)
+            psi_QK = phi_of(features, "test", member, estimator)[test_Q]
+            if fresh_Q.any():
+                with self._lock:
+                    psi_QK[fresh_Q] = fresh(self._wholes[m], member, others, estimator)
+            white = whitening(phi_NK, estimator)
+            # The kernel on the queries' side only: on the training rows it would cost as much again
+            left_QK = white.back(white(psi_QK).mT).mT
+            total_QGN[:, m * groups // count] += left_QK @ white.scaled(phi_NK).mT
+            if estimator.relative:
+                own_N += white(phi_NK).square().sum(1)
+        report("scores", count, count)
+        return (total_QGN * self._weights(own_N) * (groups / count)).numpy()
+
+    def pull(
+        self, test_id: int, target: int, train_ids: Sequence[int] | None = None
+    ) -> tuple[np.ndarray, bool]:
+        """Scores (G, n) of training examples (None: all) as `exact` has them, and whether exact.
+
+        From the compressed index where the exact ones were never asked for, the spread between
+        networks corrected as for the error bars.
+        """
+        chosen = slice(None) if train_ids is None else list(train_ids)
+        pairs = self._asked_with(test_id, target)
+        name = self._exact_id(pairs)
+        if self.store.has("exact", name):
+            kept = self._part("exact", name)
+            scores_GN = kept.array("scores", memory_map=True)[pairs.index((test_id, target))]
+            return scores_GN[:, chosen].astype(np.float32) * kept.manifest["unit"], True
+        ids = np.arange(len(self.train_labels_N))[chosen]
+        u_Gd = self._by_network(self._query_Md(test_id, target).astype(np.float32))
+        scores_Gn = self.compressed.member_scores(u_Gd, ids)
+        mean_n = scores_Gn.mean(0)
+        return mean_n + (scores_Gn - mean_n) / self.index.manifest["spread"], False
+
+    def _by_network(self, values_MX: np.ndarray) -> np.ndarray:
+        """Means (G, X) of the members of each network; of one network, the members themselves."""
+        networks = self.index.manifest["networks"]
+        if networks == 1:
+            return values_MX
+        return values_MX.reshape(networks, -1, values_MX.shape[-1]).mean(1)
+
+    def blast(
+        self, train_id: int, label: int | None = None, k: int = 12
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Test positions (k,) whose predictions a training example's drop moves most, and by what.
+
+        With a `label`, its relabel instead: the score under the new label less that under the old
+        one. Moves are of the margin of the predicted class, in the scores' unit; largest first,
+        whatever their sign.
+        """
+        known_id = 0 <= train_id < len(self.train_labels_N)
+        if not known_id or not 1 <= k <= len(self.test_labels_T):
+            raise UserError(
+                found=f"k = {k}" if known_id else f"train id {train_id}",
+                wanted=f"a number from 1 to {len(self.test_labels_T)}"
+                if known_id
+                else f"a position from 0 to {len(self.train_labels_N) - 1}",
+                next_step="choose one in that range",
+            )
+        row_d = -np.asarray(self.compressed.rows.reconstruct(train_id))
+        if label is not None:
+            known("class", str(label), tuple(map(str, range(len(self.classes)))), "--label")
+            row_d = row_d + self._relabelled(train_id, label)
+        move_T = self._predicted_Td @ row_d * self.compressed.scale
+        order = np.argsort(-np.abs(move_T), kind="stable")[:k]
+        return order, move_T[order]
+
+    @cached_property
+    def _predicted_Td(self) -> np.ndarray:
+        """Mean query vectors of every test example's predicted class."""
+        rows = [self._row_of[t, int(c)] for t, c in enumerate(self.predicted_T)]
+        u_TMd = self.compressed.queries_TMd
+        return np.stack([u_TMd[row].mean(0, dtype=np.float32) for row in rows])
+
+    def _relabelled(self, train_id: int, label: int) -> np.ndarray:
+        """The row (d,) that a training example would have in the index under another label."""
+        half = examples(self.spec, self.data, self.data.train)[np.array([train_id])]
+        some = Examples(half.x_N, half.key_N, torch.tensor([label]))
+        with self._lock:
+            u_d = self._squeezed(some).sum(0) * self._query_unit
+            if self.spec.estimator.q == "training":
+                runs = [self._part("run", name) for name in self._networks]
+                beliefs = [r.array("belief", memory_map=True)[train_id, label] for r in runs]
+                q_1 = 1 - torch.tensor(np.mean(beliefs, dtype=np.float64)).float()[None]
+            else:
+                q_1 = self._member_q(some)
+        own_1 = torch.tensor([float(u_d @ u_d) / len(self.members)])
+        weight = float(indexes.weights(q_1, own_1, self.spec.estimator))
+        return u_d * weight * self._query_unit / self.compressed.scale
+
     def rescored(self, test_id: int, target: str, train_ids: Sequence[int]) -> tuple[Hit, ...]:
         """What this build says of chosen training examples."""
-        self._check_test(test_id)
-        u_Md = self._query_Md(test_id, self._class_of(test_id, target))
+        u_Md = self._query_Md(test_id, self.class_of(test_id, target))
         return self._hits(u_Md, np.asarray(train_ids, np.int64))
 
     def query_group(
@@ -962,9 +1231,7 @@ class Build:
                 found="an empty group", wanted="at least one test example", next_step="choose some"
             )
         self.check_k(k)
-        for t in chosen:
-            self._check_test(t)
-        u_GMd = [self._query_Md(t, self._class_of(t, target)).astype(np.float32) for t in chosen]
+        u_GMd = [self._query_Md(t, self.class_of(t, target)).astype(np.float32) for t in chosen]
         mean_Md = np.mean(u_GMd, 0)
         each_Gd = np.stack([u_Md.mean(0) for u_Md in u_GMd])
         # Of the same length, so that a loud query does not choose the candidates alone.
@@ -986,9 +1253,8 @@ class Build:
 
         Raises `UserError` as `query` does, and for a class against itself.
         """
-        self._check_test(test_id)
+        one, two = self.class_of(test_id, target), self.class_of(test_id, other)
         self.check_k(k)
-        one, two = self._class_of(test_id, target), self._class_of(test_id, other)
         if one == two:
             raise UserError(
                 found=f"class {self.classes[one]!r} against itself",
@@ -1144,15 +1410,39 @@ class Build:
     def _featurized(self, test_id: int, target: int) -> np.ndarray:
         """Query vectors (M, d) of a test example for a class nobody asked about before."""
         some = self._tests[np.array([test_id])]
-        asked = Examples(some.x_N, some.key_N, torch.tensor([target]))
+        return self._squeezed(Examples(some.x_N, some.key_N, torch.tensor([target])))
+
+    def _squeezed(self, one: Examples) -> np.ndarray:
+        """Vectors (M, d) of one example in the index's basis and the queries' unit."""
         u_Md = []
         white = Whitening(unit=self.compressed.unit)
         for projector_Kd, whole, member in zip(
             self.compressed.projectors_MKd, self._wholes, self.members, strict=True
         ):
-            phi_1K = white(fresh(whole, member, asked, self.spec.estimator))
+            phi_1K = white(fresh(whole, member, one, self.spec.estimator))
             u_Md.append((phi_1K @ torch.from_numpy(projector_Kd.astype(np.float32)))[0].numpy())
         return np.stack(u_Md) * self.compressed.projector_scale
+
+    @cached_property
+    def _query_unit(self) -> float:
+        """Unit of the query vectors: that of the rows follows from their lengths, self-influence.
+
+        A training example under another label is squeezed as a query is, and becomes a row.
+        """
+        own_N = torch.from_numpy(self.compressed.self_influence_N) * len(self.members)
+        weighted_N = own_N.sqrt() * self._weights(own_N)
+        stored_Nd = self.compressed.rows.reconstruct_n(0, len(own_N))
+        row_unit = float(weighted_N.sum()) / float(np.linalg.norm(stored_Nd, axis=1).sum())
+        return self.compressed.scale / row_unit
+
+    def _member_q(self, one: Examples) -> Tensor:
+        """1 - p of one example's target, mean over what `Making.beliefs` is of, (1,)."""
+        checkpoints = list(dict.fromkeys(m.checkpoint for m in self.members))
+        whole_of = {m.checkpoint: w for m, w in zip(self.members, self._wholes, strict=True)}
+        forward = self.spec.forward_only
+        believing = strategies.beliefs(self.spec, checkpoints) if forward else self.members
+        found = [margins(seen(whole_of[m.checkpoint], m), one) for m in believing]
+        return torch.stack([q(f_1) for f_1 in found]).mean(0)
 
     @cached_property
     def _tests(self) -> Examples:
@@ -1170,7 +1460,9 @@ class Build:
                 made[pair] = load_projected(module, self._part("sites", sites))
         return [made[m.checkpoint, m.draw] for m in self.members]
 
-    def _class_of(self, test_id: int, target: str) -> int:
+    def class_of(self, test_id: int, target: str) -> int:
+        """The class that `target` means for a test example, as `query` takes it."""
+        self._check_test(test_id)
         if target == "label":
             return int(self.test_labels_T[test_id])
         if target == "predicted":

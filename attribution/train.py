@@ -32,6 +32,7 @@ def train(
     report: Report = silent,
     *,
     beliefs: bool = True,
+    kept_N: Tensor | None = None,
 ) -> Trained:
     """Fit `network` in place by SGD with momentum; a function of its arguments alone.
 
@@ -42,6 +43,9 @@ def train(
     example; the mean over epochs is the signal that tells wrong labels best (mean over training
     of probabilities, as in "Area Under the Margin", arXiv 2001.10528). Without `beliefs` it is
     left out, and zero.
+
+    Examples that are not `kept_N` (bool) are left out of their batches, which are otherwise those
+    of a training on all.
 
     Raises `UserError` when the loss is no longer finite.
     """
@@ -68,6 +72,8 @@ def train(
             for norm in norms:
                 norm.eval()
             for batch_B in torch.randperm(len(x_N), generator=draw).split(spec.batch):
+                if kept_N is not None:
+                    batch_B = batch_B[kept_N[batch_B]]
                 if len(batch_B) < 2:  # batch norm needs two
                     continue
                 loss = F.cross_entropy(network(x_N[batch_B]), labels_N[batch_B])
@@ -117,19 +123,31 @@ def train_together(
     rows_Mn: Tensor,
     spec: RunSpec,
     report: Report = silent,
+    *,
+    seeds: Sequence[int] = (),
+    kept_MN: Tensor | None = None,
 ) -> None:
     """Fit M networks of one kind in place, the m-th on the examples `rows_Mn[m]`, as `train` does.
 
     Their weights are stacked, so that every step is one batched matrix product for all. SGD is
     elementwise, and the sum of the losses has each network's own gradient, so each is trained as
     if alone; only dropout and the order of examples are drawn from one stream, `spec.seed`'s.
+
+    With `seeds`, one for each network, its order is the one that `train` draws with that seed.
+    Examples that are not `kept_MN` (bool) are left out of their batches, as `train` does.
     """
-    draw = torch.Generator().manual_seed(spec.seed)
+    draws = [torch.Generator().manual_seed(seed) for seed in seeds or (spec.seed,)]
     stacked, buffers = torch.func.stack_module_state(list(networks))
     alike = copy.deepcopy(networks[0]).train()
 
-    def loss(weights: dict[str, Tensor], state: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(torch.func.functional_call(alike, (weights, state), (x,)), y)
+    def loss(
+        weights: dict[str, Tensor], state: dict[str, Tensor], x: Tensor, y: Tensor, kept: Tensor
+    ) -> Tensor:
+        logits = torch.func.functional_call(alike, (weights, state), (x,))
+        if kept_MN is None:
+            return F.cross_entropy(logits, y)
+        each = F.cross_entropy(logits, y, reduction="none")
+        return (each * kept).sum() / kept.sum().clamp_min(1)
 
     losses = torch.func.vmap(loss, randomness="different")
     optimiser = torch.optim.SGD(
@@ -142,9 +160,15 @@ def train_together(
         torch.manual_seed(spec.seed)
         for epoch in range(spec.epochs):
             report("train", epoch, spec.epochs)
-            order_Mn = torch.rand(rows_Mn.shape, generator=draw).argsort(1)
+            if seeds:
+                orders = [torch.randperm(rows_Mn.shape[1], generator=draw) for draw in draws]
+                order_Mn = torch.stack(orders)
+            else:
+                order_Mn = torch.rand(rows_Mn.shape, generator=draws[0]).argsort(1)
             for batch_MB in rows_Mn.gather(1, order_Mn).split(spec.batch, dim=1):
-                total = losses(stacked, buffers, x_N[batch_MB], labels_N[batch_MB]).sum()
+                used_MB = batch_MB if kept_MN is None else kept_MN.gather(1, batch_MB)
+                some = x_N[batch_MB], labels_N[batch_MB], used_MB
+                total = losses(stacked, buffers, *some).sum()
                 optimiser.zero_grad(set_to_none=True)
                 total.backward()
                 optimiser.step()

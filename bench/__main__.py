@@ -23,6 +23,7 @@ NAMES = (
     "peers",
     "peers_lds",
     "tuning",
+    "verify",
 )
 
 

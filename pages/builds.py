@@ -140,7 +140,7 @@ def jobs(was_busy: bool) -> None:
             elif job.state == "done" and job.build:
                 if action.button("Open", key=f"open_{job.id}", width="stretch", type="primary"):
                     st.session_state["build"] = job.build
-                    page = "explain" if job.command == "build" else "compare"
+                    page = "explain" if job.command in ("build", "verify") else "compare"
                     st.switch_page(f"pages/{page}.py", query_params={"build": job.build})
             if job.error:
                 st.error(job.error, icon=":material/error:")

@@ -20,6 +20,7 @@ from pages.parts.grid import (
 from pages.parts.hits import hit_item
 from pages.parts.opened import build_or_stop
 from pages.parts.trouble import guarded
+from pages.parts.whatif import leave, what_if
 from pages.parts.words import readable
 
 HITS = 12  # of each kind
@@ -45,6 +46,8 @@ def show(build: Build, found: pd.DataFrame, left: DeltaGenerator, right: DeltaGe
     def on_hit(action: dict) -> None:
         if action.get("type") == "undo":
             undo(build)
+        elif action.get("type") == "leave" and isinstance(action.get("id"), int):
+            leave(action["id"])
         elif action.get("type") == "decide":
             decide(build, action, st.session_state.get("evidence", {}).get(action.get("id"), {}))
 
@@ -157,25 +160,29 @@ def explain(build: Build, test_id: int, on_hit) -> None:
         items = [hit_item(build, hit, suspects.loc[hit.train_id], times) for hit in some]
         return {"label": label, "title": True, "tone": tone, "items": items, "empty": "None found."}
 
-    grid(
-        "hits",
-        on_hit,
-        kind="hit",
-        tile=80,
-        classes=list(build.classes),
-        keys=class_keys(build),
-        verdicts=verdicts(build, [hit.train_id for hit in hits]),
-        scale=max((abs(hit.score) + 2 * (hit.stderr or 0) for hit in hits), default=1) or 1,
-        groups=[
-            group(f"Pushed towards {name}", "for", answer.proponents),
-            group(f"Pushed away from {name}", "against", answer.opponents),
-        ],
-    )
-    st.caption(
-        f"{said}{answer.noise} The band around a score shows two of them each way. *Shaky*: the "
-        f"band reaches zero, or members disagree. A dashed label is itself in doubt. Pick a "
-        f"training image to keep, relabel or drop it."
-    )
+    place = st.container()  # above what is left out, which it shows
+    left_out = what_if(build, answer)
+    with place:
+        grid(
+            "hits",
+            on_hit,
+            kind="hit",
+            tile=80,
+            classes=list(build.classes),
+            keys=class_keys(build),
+            verdicts=verdicts(build, [hit.train_id for hit in hits]),
+            left_out=left_out,
+            scale=max((abs(hit.score) + 2 * (hit.stderr or 0) for hit in hits), default=1) or 1,
+            groups=[
+                group(f"Pushed towards {name}", "for", answer.proponents),
+                group(f"Pushed away from {name}", "against", answer.opponents),
+            ],
+        )
+        st.caption(
+            f"{said}{answer.noise} The band around a score shows two of them each way. *Shaky*: "
+            f"the band reaches zero, or members disagree. A dashed label is itself in doubt. Pick "
+            f"a training image to keep, relabel or drop it."
+        )
 
 
 main()

@@ -103,7 +103,7 @@ def test_pages_talk_to_the_engine_and_records():
     used = set().union(*(ours(p) for p in PAGES))
     plain = {
         "export", "exchange", "compare", "strategies", "groups", "changes", "revision", "report",
-        "audit", "decisions", "evidence",
+        "audit", "decisions", "evidence", "whatif",
     }  # fmt: skip
     assert used <= {"engine", "records", "jobs"} | plain
 

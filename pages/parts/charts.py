@@ -1,10 +1,12 @@
-"""Charts as Vega-Lite specifications: plain dictionaries, drawn by Streamlit's own element."""
+"""Charts: Vega-Lite specifications, drawn by Streamlit's own element; one by Plotly."""
 
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import streamlit as st
+
+from attribution.whatif import Scale
 
 
 def confusion(
@@ -380,6 +382,72 @@ def growth(
         {"data": {"values": points}, "layer": layers, "height": 260},
         key,
         f"Fidelity against {axis}, forecast and measured",
+    )
+
+
+def calibration(rows: list[dict[str, Any]], scale: Scale | None) -> None:
+    """Draw realised against predicted changes of the margin, one point for each verified removal.
+
+    A row: score, change, low, high, name, here (the one that the page asks about). With a `scale`
+    predictions are in units of the margin, with the line of perfect ones and its 95 % band.
+    """
+    import plotly.graph_objects as go  # takes half a second, and only verified removals need it
+
+    factor = scale.factor if scale else 1.0
+    figure = go.Figure()
+    if scale:
+        reach = 1.08 * max(abs(r["score"]) for r in rows) or 1.0
+        ends = min(0.0, *(r["score"] for r in rows)), max(0.0, *(r["score"] for r in rows))
+        xs = np.linspace(ends[0] - 0.05 * reach, ends[1] + 0.05 * reach, 40)
+        value_x, low_x, high_x = np.array([scale.change(float(x)) for x in xs]).T
+        figure.add_scatter(
+            x=np.concatenate([xs, xs[::-1]]) * factor, y=np.concatenate([low_x, high_x[::-1]]),
+            fill="toself", fillcolor="rgba(77,127,214,.12)", line={"width": 0}, hoverinfo="skip",
+        )  # fmt: skip
+        figure.add_scatter(
+            x=xs * factor, y=value_x, mode="lines", hoverinfo="skip",
+            line={"color": "#4d7fd6", "width": 2},
+        )  # fmt: skip
+    for here, colour, size in ((False, "#4d7fd6", 10), (True, "#e0761a", 15)):
+        some = [r for r in rows if r["here"] == here]
+        known = [r for r in some if r["low"] is not None]
+        figure.add_scatter(
+            x=[factor * r["score"] for r in known],
+            y=[r["change"] for r in known],
+            mode="markers",
+            marker={"opacity": 0},
+            error_y={
+                "type": "data",
+                "array": [r["high"] - r["change"] for r in known],
+                "color": colour,
+                "thickness": 1.5,
+                "width": 0,
+            },
+            hoverinfo="skip",
+        )
+        figure.add_scatter(
+            x=[factor * r["score"] for r in some],
+            y=[r["change"] for r in some],
+            mode="markers",
+            marker={"color": colour, "size": size, "line": {"width": 1.5, "color": "#ffffff"}},
+            text=[r["name"] for r in some],
+            hovertemplate="%{text}<br>predicted %{x:.3g}<br>happened %{y:.2f}<extra></extra>",
+        )
+    unit = "change of the margin" if scale else "change, in the scores' own unit"
+    axis = {"zeroline": True, "zerolinecolor": GREY, "zerolinewidth": 1, "showgrid": False}
+    figure.update_layout(
+        height=330,
+        margin={"l": 10, "r": 10, "t": 10, "b": 10},
+        showlegend=False,
+        xaxis={"title": f"predicted {unit}", **axis},
+        yaxis={"title": "change that happened", **axis},
+        hoverlabel={"align": "left"},
+    )
+    st.plotly_chart(
+        figure,
+        key="calibration",
+        width="stretch",
+        config={"displaylogo": False, "modeBarButtonsToRemove": ["select2d", "lasso2d"]},
     )
 
 

@@ -1,7 +1,8 @@
 // Grids of thumbnails: test predictions to pick from, or hits with their scores.
 //
 // data: epoch, ack, kind ("pick" | "hit"), tile (px), rows (0: all), selected, verdicts, classes,
-//       keys (of the first classes), scale (largest |score| + error), groups
+//       keys (of the first classes), scale (largest |score| + error), groups, left_out (ids that a
+//       what-if leaves out; null where there is none to be asked)
 // group: label, title (whether the label is shown), tone ("for" | "against"), items, empty (said
 //       when there are none)
 
@@ -43,6 +44,7 @@ function draw(root, state) {
   const selected = picks.length ? picks.at(-1).id : data.selected;
   mark(root, state, data.kind === "hit" ? state.open : selected);
   showVerdicts(root, state);
+  showLeftOut(root, state);
 }
 
 function groupOf(group, data) {
@@ -82,6 +84,13 @@ function hitTile(item, data) {
   tile.append(line, bar(item, data.scale));
   const agree = make("div", "line foot");
   agree.append(make("span", "quiet", item.agreement_text));
+  if (data.left_out) {
+    const leave = make("button", "leave", "−");
+    leave.tabIndex = -1; // the key O on the tile does the same
+    leave.setAttribute("aria-label", `Leave out training image ${item.id}`);
+    leave.title = "What if it had not been there? (O)";
+    agree.append(leave);
+  }
   tile.append(agree);
   if (item.shaky) tile.append(make("span", "badge", "shaky"));
   tile.title = item.title;
@@ -135,6 +144,25 @@ function showVerdicts(root, state) {
     const [text, kind] = verdictMark(verdict, data.classes);
     tile.append(make("span", `mark ${kind}`, text));
   }
+}
+
+// What Python says is left out, changed by the toggles still on their way.
+function showLeftOut(root, state) {
+  if (!state.data.left_out) return;
+  const out = new Set(state.data.left_out);
+  for (const { type, id } of state.queue.waiting) {
+    if (type === "leave" && !out.delete(id)) out.add(id);
+  }
+  for (const tile of tilesOf(root)) {
+    const is = out.has(Number(tile.dataset.id));
+    tile.classList.toggle("out", is);
+    tile.querySelector(".leave")?.setAttribute("aria-pressed", String(is));
+  }
+}
+
+function leave(root, state, id) {
+  state.queue.push({ type: "leave", id });
+  showLeftOut(root, state);
 }
 
 function pick(root, state, tile) {
@@ -205,6 +233,10 @@ function onClick(event, root, state) {
   }
   const tile = event.target.closest(".tile");
   if (!tile) return;
+  if (event.target.closest(".leave")) {
+    leave(root, state, Number(tile.dataset.id));
+    return;
+  }
   tile.focus({ preventScroll: true });
   pick(root, state, tile);
 }
@@ -247,6 +279,7 @@ function onHitKey(event, root, state, id) {
   }
   else if (key === "k") decide(root, state, id, "keep", null);
   else if (key === "x") decide(root, state, id, "drop", null);
+  else if (key === "o" && state.data.left_out) leave(root, state, id);
   else return false;
   return true;
 }

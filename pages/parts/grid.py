@@ -24,7 +24,7 @@ from .reviewer import reviewer
 Action = dict[str, Any]
 Handle = Callable[[Action], None]
 
-NOTHING = {"verdicts": {}, "classes": [], "keys": [], "selected": None, "rows": 0}
+NOTHING = {"verdicts": {}, "classes": [], "keys": [], "selected": None, "rows": 0, "left_out": None}
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
 

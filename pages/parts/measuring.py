@@ -77,5 +77,7 @@ def watch(ids: list[str]) -> None:
 def measurements(ids: list[str]) -> list[Job]:
     """The jobs that measure any of these builds, newest first."""
     return [
-        job for job in engine().jobs() if job.command != "build" and set(job.options) & set(ids)
+        job
+        for job in engine().jobs()
+        if job.command not in ("build", "verify") and set(job.options) & set(ids)
     ]

@@ -1,5 +1,7 @@
 """Numbers as people read them."""
 
+import math
+
 
 def span(seconds: float | None) -> str:
     """A duration: 8 s, 3 min 20 s, 2 h 5 min; nothing for None."""
@@ -18,6 +20,15 @@ def blink(seconds: float) -> str:
     """A short duration in milliseconds: 4.1 ms, 109 ms."""
     count = 1000 * seconds
     return f"{count:.0f} ms" if abs(count) >= 10 else f"{count:.2g} ms"
+
+
+def sure(margin: float) -> str:
+    """How sure a network with this margin is: 62 %, 99.97 %, < 0.01 %."""
+    share = 1 / (1 + math.exp(-min(max(margin, -700.0), 700.0)))
+    tail = min(share, 1 - share)
+    if tail < 1e-4:
+        return "> 99.99 %" if share > 0.5 else "< 0.01 %"
+    return f"{100 * share:.{max(0, int(-math.log10(tail)) - 1)}f} %"
 
 
 def readable(largest: float) -> tuple[float, str]:
