@@ -32,6 +32,7 @@ def train(
     report: Report = silent,
     *,
     beliefs: bool = True,
+    asked_H: Tensor | None = None,
 ) -> Trained:
     """Fit `network` in place by SGD with momentum; a function of its arguments alone.
 
@@ -41,7 +42,7 @@ def train(
     After each epoch the network, in evaluation mode, says what it believes of every training
     example; the mean over epochs is the signal that tells wrong labels best (mean over training
     of probabilities, as in "Area Under the Margin", arXiv 2001.10528). Without `beliefs` it is
-    left out, and zero.
+    left out, and zero; given `asked_H`, it is of those inputs and not of the training examples.
 
     Raises `UserError` when the loss is no longer finite.
     """
@@ -76,7 +77,7 @@ def train(
                 optimiser.step()
             finite(loss, epoch, spec)
             if beliefs:
-                belief_NC = belief_NC + probabilities(network, x_N)
+                belief_NC = belief_NC + probabilities(network, x_N if asked_H is None else asked_H)
             if epoch + 1 in kept:
                 snapshots[epoch + 1] = {
                     k: v.clone(memory_format=torch.contiguous_format)
@@ -117,12 +118,16 @@ def train_together(
     rows_Mn: Tensor,
     spec: RunSpec,
     report: Report = silent,
-) -> None:
+    asked_MH: Tensor | None = None,
+) -> np.ndarray:
     """Fit M networks of one kind in place, the m-th on the examples `rows_Mn[m]`, as `train` does.
 
     Their weights are stacked, so that every step is one batched matrix product for all. SGD is
     elementwise, and the sum of the losses has each network's own gradient, so each is trained as
     if alone; only dropout and the order of examples are drawn from one stream, `spec.seed`'s.
+
+    Returns what the m-th network believes of the examples `asked_MH[m]`, probabilities of the
+    classes in evaluation mode, mean over the epochs, float32 (M, H, C); nobody asked, (M, 0, 0).
     """
     draw = torch.Generator().manual_seed(spec.seed)
     stacked, buffers = torch.func.stack_module_state(list(networks))
@@ -132,6 +137,13 @@ def train_together(
         return F.cross_entropy(torch.func.functional_call(alike, (weights, state), (x,)), y)
 
     losses = torch.func.vmap(loss, randomness="different")
+    still = copy.deepcopy(networks[0]).eval()
+
+    def believed(weights: dict[str, Tensor], state: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(still, (weights, state), (x,)).softmax(1)
+
+    beliefs = torch.func.vmap(believed)
+    belief_MHC = torch.zeros(len(networks), 0, 0)
     optimiser = torch.optim.SGD(
         stacked.values(),
         lr=spec.learning_rate,
@@ -149,10 +161,16 @@ def train_together(
                 total.backward()
                 optimiser.step()
             finite(total, epoch, spec)
+            if asked_MH is not None:
+                with torch.no_grad():
+                    parts = [beliefs(stacked, buffers, x_N[h]) for h in asked_MH.split(512, dim=1)]
+                now_MHC = torch.cat(parts, 1)
+                belief_MHC = belief_MHC + now_MHC if epoch else now_MHC
     report("train", spec.epochs, spec.epochs)
     for m, network in enumerate(networks):
         network.load_state_dict({n: v[m].detach() for n, v in {**stacked, **buffers}.items()})
         network.eval()
+    return (belief_MHC / spec.epochs).numpy()
 
 
 def finite(loss: Tensor, epoch: int, spec: RunSpec) -> None:
