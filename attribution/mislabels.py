@@ -6,7 +6,6 @@ does what makes a probability of them.
 Axes: N training examples, C classes.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -82,28 +81,19 @@ def kinds(score_N: np.ndarray, disagreement_N: np.ndarray) -> np.ndarray:
 def fused(labels_N: np.ndarray, evidence: Evidence) -> np.ndarray:
     """The probability that each label is wrong, (N,), float64.
 
-    The log-odds against the given label in the pooled belief, taken for two bell curves; again
-    once it is known which classes are mistaken for which. Where there are networks that did not
-    train on an example, a logistic curve of the odds with their belief in the pool is fitted to
-    the mean of that opinion and of theirs (`doubted`): the two err in different ways.
+    The log-odds against the given label in the pooled belief are taken for two bell curves. Where
+    there are networks that did not train on an example, their opinion (`doubted`) is averaged with
+    that one: the two err in different ways. A logistic curve of the odds is fitted to the outcome,
+    once more when it is known which classes are mistaken for which.
     """
-    seen = replace(evidence, unseen_NC=None)
-    p_N = curved(pooled(seen), labels_N, bells)
-    if evidence.unseen_NC is None:
-        return p_N
-    opinion_N = (p_N + doubted(labels_N, evidence.unseen_NC)) / 2
-    return curved(pooled(evidence), labels_N, lambda odds_N: logistic(odds_N, opinion_N))
-
-
-def curved(
-    log_NC: np.ndarray, labels_N: np.ndarray, curve: Callable[[np.ndarray], np.ndarray]
-) -> np.ndarray:
-    """`curve` of the log-odds against the labels, told which classes are mistaken for which."""
-    rate_CC = np.ones((log_NC.shape[1],) * 2)
-    for _ in range(2):
-        p_N = curve(against(log_NC + np.log(rate_CC[:, labels_N].T), labels_N))
+    opinion_N = bells(against(pooled(replace(evidence, unseen_NC=None)), labels_N))
+    if evidence.unseen_NC is not None:
+        opinion_N = (opinion_N + doubted(labels_N, evidence.unseen_NC)) / 2
+    log_NC, rate_CC = pooled(evidence), np.ones((evidence.belief_NC.shape[1],) * 2)
+    for _ in range(3):
+        p_N = logistic(against(log_NC + np.log(rate_CC[:, labels_N].T), labels_N), opinion_N)
         rate_CC = confusion(log_NC, labels_N, p_N)
-    return curve(against(log_NC + np.log(rate_CC[:, labels_N].T), labels_N))
+    return p_N
 
 
 def pooled(evidence: Evidence) -> np.ndarray:
