@@ -295,13 +295,23 @@ def query(
 def mislabels(
     build_id: BuildId,
     k: Annotated[int, typer.Option("-k", help="Number of examples.")] = 20,
+    by: Annotated[
+        str,
+        typer.Option(
+            help="Rank by one signal alone: training, masks, influence, neighbours, opponents, or "
+            "unseen after `folds`."
+        ),
+    ] = "",
     cache: Cache = CACHE,
     as_json: AsJson = False,
 ) -> None:
-    """The training labels that are probably wrong, most suspicious first."""
+    """The training labels that are probably wrong, most suspicious first.
+
+    The score is the probability that the label is wrong.
+    """
     opened = open_engine(cache).open(build_id)
     opened.check_k(k)
-    frame = opened.mislabels().head(k)
+    frame = opened.mislabels(by).head(k)
     if as_json:
         rows = []
         for train_id, row in frame.iterrows():
@@ -312,19 +322,41 @@ def mislabels(
                     "given_label": int(row["given_label"]),
                     "suggested_label": int(row["suggested_label"]),
                     "score": float(row["score"]),
+                    "kind": row["kind"],
                     "signals": {n.removeprefix("signal_"): v for n, v in signals.items()},
                 }
             )
         found: dict[str, Any] = {"examples": rows}
-        truth = opened.known()
+        truth = opened.known(by)
         return show_json(found | ({"known": truth} if truth else {}))
-    table = Table("train_id", "given", "suggested", "score", "why")
+    table = Table("train_id", "given", "suggested", *([by] if by else []), "score", "kind", "why")
     for train_id, row in frame.iterrows():
+        alone = [f"{row[f'signal_{by}']:.3f}"] if by else []
         table.add_row(
             str(train_id), opened.classes[row["given_label"]],
-            opened.classes[row["suggested_label"]], f"{row['score']:.3f}", row["why"],
+            opened.classes[row["suggested_label"]], *alone, f"{row['score']:.3f}", row["kind"],
+            row["why"],
         )  # fmt: skip
     out.print(table)
+    return None
+
+
+@app.command()
+def folds(
+    build_id: Annotated[str, typer.Argument(help="A build's id; the newest if left out.")] = "",
+    cache: Cache = CACHE,
+    as_json: AsJson = False,
+    job: Annotated[str, typer.Option(hidden=True)] = "",
+) -> None:
+    """Train networks that leave examples out: their doubt makes `mislabels` surer."""
+    engine = open_engine(cache)
+    build_id = engine.open(build_id or engine.newest()).id
+    with progress() as report, reported(cache, job, report) as (report, finish):
+        found = engine.folds(build_id, report)
+        finish(state="done", build=build_id)
+    if as_json:
+        return show_json(found)
+    out.print(f"About {found['expected']:.0f} labels are wrong, by networks that did not see them.")
     return None
 
 

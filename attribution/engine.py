@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
-from . import groups, jobs, strategies, tuning, whatif
+from . import groups, jobs, signals, strategies, tuning, whatif
 from . import index as indexes
 from .adapters import checked, fitted, loaded, saved
 from .brittleness import BrittlenessSpec, flips
@@ -38,11 +38,12 @@ from .data import Dataset, Split, clean_labels, dataset
 from .decisions import Decisions
 from .estimators import ESTIMATORS, Whitening, asked, q, whitening
 from .features import Block, Examples, Projected, block, margins, projected
+from .folds import FoldsSpec, folds, folds_id
 from .gradients import Site
 from .groups import GroupAnswer
 from .members import View, example_keys
 from .metrics import ceiling, detection, interval, lds
-from .mislabels import suspects
+from .mislabels import SIGNALS, suspects
 from .models import check_name, code_id, inputs, network
 from .records import (
     Answer,
@@ -146,6 +147,7 @@ class Engine:
             lambda draft: making.summarise(draft, build_id, index, beside),
             asdict(spec),
         )
+        Build(self.store, artifact).votes(report)
         return dict(artifact.manifest["summary"])
 
     def finished(self, spec: BuildSpec) -> bool:
@@ -238,6 +240,18 @@ class Engine:
             ids.append(self.build(spec, further, beside=build_id)["build"])
         self.truth(build_id, subsets, seeds, report=report)
         return self.evaluate_all(ids, report=report)
+
+    def folds(self, build_id: str, report: Report = silent) -> dict[str, Any]:
+        """Networks that leave a fold of the training set out, for every build with this recipe.
+
+        From then on `Build.mislabels` goes by what they believe too. Returns how many labels it
+        takes to be wrong by that.
+        """
+        build = self.open(build_id)
+        whole = examples(build.spec, build.data, build.data.train)
+        made = folds(self.store, build.data, whole, build.folds_spec, report)
+        expected = float(build.mislabels()["score"].sum())
+        return {"build": build_id, "folds": made.manifest["id"], "expected": expected}
 
     def brittleness(
         self, build_id: str, spec: BrittlenessSpec, report: Report = silent
@@ -993,6 +1007,7 @@ class Build:
             strict=True,
         )
         self._row_of = {pair: row for row, pair in enumerate(pairs)}
+        self._suspects: tuple[str, pd.DataFrame] | None = None
         self._lock = threading.Lock()
         self._fresh: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
 
@@ -1049,10 +1064,14 @@ class Build:
     @cached_property
     def _top(self) -> np.ndarray:
         """Positions of the strongest proponents of every test's given label, (T, TOP)."""
-        u_TMd = self.compressed.queries_TMd[: len(self.test_labels_T)]
-        mean_Td = np.stack([u_Md.mean(0, dtype=np.float32) for u_Md in u_TMd])
         k = min(TOP, len(self.train_labels_N))
-        return indexes.search(self.compressed.rows, mean_Td, k)[1]
+        return indexes.search(self.compressed.rows, self._given_Td, k)[1]
+
+    @property
+    def _given_Td(self) -> np.ndarray:
+        """The ensemble's query vector for the given label of every test example."""
+        u_TMd = self.compressed.queries_TMd[: len(self.test_labels_T)]
+        return np.stack([u_Md.mean(0, dtype=np.float32) for u_Md in u_TMd])
 
     def top(self, k: int) -> np.ndarray:
         """Positions (T, k) of the strongest proponents of every test's given label; k <= TOP."""
@@ -1322,28 +1341,95 @@ class Build:
             )
         return "No error bars: a single member cannot tell how sure it is."
 
-    def mislabels(self) -> pd.DataFrame:
-        """All training examples, most suspicious label first; see `mislabels.suspects`."""
-        return self._mislabels
+    def mislabels(self, by: str = "") -> pd.DataFrame:
+        """All training examples, most suspicious label first; see `mislabels.suspects`.
 
-    @cached_property
-    def _mislabels(self) -> pd.DataFrame:
-        runs = [self._part("run", r) for r in self._networks]
-        return suspects(
-            self.train_ids,
-            self.train_labels_N,
-            np.stack([r.array("belief") for r in runs]).mean(0, dtype=np.float32),
-            self.index.array("member_q"),
-            self.compressed.self_influence_N,
-            self.classes,
+        By one signal alone where `by` names it (training, masks, ...). Raises `UserError` for one
+        that is unknown, or that needs `Engine.folds` first.
+        """
+        made = self._unseen()
+        name = made.manifest["id"] if made else ""
+        if self._suspects is None or self._suspects[0] != name:
+            self._suspects = (
+                name,
+                suspects(self.train_ids, self.train_labels_N, self.evidence(), self.classes),
+            )
+        frame = self._suspects[1]
+        if not by:
+            return frame
+        known("signal", by, tuple(n.removeprefix("signal_") for n in SIGNALS), "--by")
+        if f"signal_{by}" not in frame:
+            raise UserError(
+                found=f"no networks that leave examples of build {self.id} out",
+                wanted=f"those for the signal {by}",
+                next_step=f"run `python -m attribution folds {self.id}`",
+            )
+        return frame.sort_index().sort_values(f"signal_{by}", ascending=False, kind="stable")
+
+    def evidence(self) -> signals.Evidence:
+        """What is known of every training label."""
+        beliefs = [self._part("run", r).array("belief") for r in self._networks]
+        votes, unseen = self.votes(), self._unseen()
+        at = np.arange(len(self.train_labels_N))
+        if len(beliefs) > 1:
+            doubt_MN = 1 - np.stack([b[at, self.train_labels_N] for b in beliefs])
+        else:
+            blocks = [self._part("features", name) for name in self._features]
+            doubt_MN = np.stack([q(torch.from_numpy(b.array("train_margin"))) for b in blocks])
+        return signals.Evidence(
+            belief_NC=np.stack(beliefs).mean(0, dtype=np.float32),
+            disagreement_N=signals.disagreement(doubt_MN),
+            q_N=self.index.array("member_q"),
+            self_influence_N=self.compressed.self_influence_N,
+            neighbours_NC=votes.array("neighbours"),
+            opponents_NC=votes.array("opponents"),
+            unseen_NC=unseen.array("belief") if unseen else None,
         )
 
-    def known(self) -> dict[str, object] | None:
+    def votes(self, report: Report = silent) -> Artifact:
+        """The votes on every training label of its neighbours and of those it opposes."""
+        classes, count = len(self.classes), len(self.train_labels_N)
+
+        def fill(draft: Draft) -> None:
+            whole = examples(self.spec, self.data, self.data.train)
+            shares = []
+            for m, name in enumerate(self._networks):
+                report("signals", m, len(self._networks) + 1)
+                module = load_network(self.store, self.spec, self.data, Checkpoint(run_id=name))
+                x_NH = signals.embedded(module, whole, classes)
+                shares.append(signals.neighbour_votes(x_NH, self.train_labels_N, classes))
+            report("signals", len(self._networks), len(self._networks) + 1)
+            k = min(signals.OPPONENTS, count)
+            found_Tk = indexes.search(self.compressed.rows, self._given_Td, k, opponents=True)[1]
+            opposed_NC = signals.opponent_votes(found_Tk, self.test_labels_T, count, classes)
+            draft.array("neighbours", np.stack(shares).mean(0).astype(np.float32))
+            draft.array("opponents", opposed_NC.astype(np.float32))
+            report("signals", len(self._networks) + 1, len(self._networks) + 1)
+
+        made_by = {
+            "index": self.index.manifest["id"],
+            "networks": self._networks,
+            "neighbours": signals.NEIGHBOURS,
+            "opponents": signals.OPPONENTS,
+        }
+        return self.store.make("votes", content_id("votes", made_by), fill, made_by)
+
+    @property
+    def folds_spec(self) -> FoldsSpec:
+        """The networks that leave a fold out which are this build's."""
+        return FoldsSpec(run=replace(self.recipe, seed=0, snapshots=0))
+
+    def _unseen(self) -> Artifact | None:
+        name = folds_id(self.folds_spec)
+        return self.store.find("folds", name) if self.store.has("folds", name) else None
+
+    def known(self, by: str = "") -> dict[str, object] | None:
         """How well `mislabels` finds the flipped labels, or None where no truth is kept."""
         clean_N = clean_labels(self.store, self.data_id)
         if clean_N is None or not (wrong_N := clean_N != self.train_labels_N).any():
             return None
-        return detection(wrong_N, self.mislabels()["score"].sort_index().to_numpy())
+        column = f"signal_{by}" if by else "score"
+        return detection(wrong_N, self.mislabels(by)[column].sort_index().to_numpy())
 
     def scores(self, report: Report = silent) -> np.ndarray:
         """Exact ensemble scores of all pairs, float32 (T, N), for the given test labels."""

@@ -89,6 +89,18 @@ def search(
     return sign * scores_Tk, ids_Tk
 
 
+def nearest(x_NH: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Distances (N, k) and positions (N, k) of the nearest other rows, exact, the nearest first."""
+    rows = faiss.IndexFlatL2(x_NH.shape[1])
+    rows.add(np.ascontiguousarray(x_NH, np.float32))
+    squares_Nk, ids_Nk = rows.search(np.ascontiguousarray(x_NH, np.float32), k + 1)
+    others_Nk = ids_Nk != np.arange(len(x_NH))[:, None]
+    others_Nk[others_Nk.all(1), -1] = False  # among more equals than k, it may not find itself
+    kept = np.nonzero(others_Nk)
+    distance_Nk = np.sqrt(np.maximum(squares_Nk[kept], 0)).reshape(-1, k)
+    return distance_Nk, ids_Nk[kept].reshape(-1, k)
+
+
 def to_bytes(rows: faiss.Index) -> bytes:
     return faiss.serialize_index(rows).tobytes()
 

@@ -33,6 +33,7 @@ def train(
     *,
     beliefs: bool = True,
     kept_N: Tensor | None = None,
+    asked_H: Tensor | None = None,
 ) -> Trained:
     """Fit `network` in place by SGD with momentum; a function of its arguments alone.
 
@@ -42,7 +43,7 @@ def train(
     After each epoch the network, in evaluation mode, says what it believes of every training
     example; the mean over epochs is the signal that tells wrong labels best (mean over training
     of probabilities, as in "Area Under the Margin", arXiv 2001.10528). Without `beliefs` it is
-    left out, and zero.
+    left out, and zero; given `asked_H`, it is of those inputs and not of the training examples.
 
     Examples that are not `kept_N` (bool) are left out of their batches, which are otherwise those
     of a training on all.
@@ -82,12 +83,9 @@ def train(
                 optimiser.step()
             finite(loss, epoch, spec)
             if beliefs:
-                belief_NC = belief_NC + probabilities(network, x_N)
+                belief_NC = belief_NC + probabilities(network, x_N if asked_H is None else asked_H)
             if epoch + 1 in kept:
-                snapshots[epoch + 1] = {
-                    k: v.clone(memory_format=torch.contiguous_format)
-                    for k, v in network.state_dict().items()
-                }
+                snapshots[epoch + 1] = {k: plain(v) for k, v in network.state_dict().items()}
     report("train", spec.epochs, spec.epochs)
     network.to(memory_format=torch.contiguous_format)
     return Trained(network.eval(), (belief_NC / spec.epochs).numpy(), snapshots)
@@ -126,7 +124,8 @@ def train_together(
     *,
     seeds: Sequence[int] = (),
     kept_MN: Tensor | None = None,
-) -> None:
+    asked_MH: Tensor | None = None,
+) -> np.ndarray:
     """Fit M networks of one kind in place, the m-th on the examples `rows_Mn[m]`, as `train` does.
 
     Their weights are stacked, so that every step is one batched matrix product for all. SGD is
@@ -135,6 +134,9 @@ def train_together(
 
     With `seeds`, one for each network, its order is the one that `train` draws with that seed.
     Examples that are not `kept_MN` (bool) are left out of their batches, as `train` does.
+
+    Returns what the m-th network believes of the examples `asked_MH[m]`, probabilities of the
+    classes in evaluation mode, mean over the epochs, float32 (M, H, C); nobody asked, (M, 0, 0).
     """
     draws = [torch.Generator().manual_seed(seed) for seed in seeds or (spec.seed,)]
     stacked, buffers = torch.func.stack_module_state(list(networks))
@@ -150,6 +152,13 @@ def train_together(
         return (each * kept).sum() / kept.sum().clamp_min(1)
 
     losses = torch.func.vmap(loss, randomness="different")
+    still = copy.deepcopy(networks[0]).eval()
+
+    def believed(weights: dict[str, Tensor], state: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(still, (weights, state), (x,)).softmax(1)
+
+    beliefs = torch.func.vmap(believed)
+    belief_MHC = torch.zeros(len(networks), 0, 0)
     optimiser = torch.optim.SGD(
         stacked.values(),
         lr=spec.learning_rate,
@@ -173,10 +182,16 @@ def train_together(
                 total.backward()
                 optimiser.step()
             finite(total, epoch, spec)
+            if asked_MH is not None:
+                with torch.no_grad():
+                    parts = [beliefs(stacked, buffers, x_N[h]) for h in asked_MH.split(512, dim=1)]
+                now_MHC = torch.cat(parts, 1)
+                belief_MHC = belief_MHC + now_MHC if epoch else now_MHC
     report("train", spec.epochs, spec.epochs)
     for m, network in enumerate(networks):
         network.load_state_dict({n: v[m].detach() for n, v in {**stacked, **buffers}.items()})
         network.eval()
+    return (belief_MHC / spec.epochs).numpy()
 
 
 def finite(loss: Tensor, epoch: int, spec: RunSpec) -> None:

@@ -93,10 +93,10 @@ def refitted(
     network: nn.Module, train: Examples, test: Examples, classes: int, seed: int = 0
 ) -> Heads | None:
     """`HEADS` last layers of `network`, or None where it does not end in a linear layer."""
-    linear = [m for m in network.modules() if type(m) is nn.Linear and m.out_features == classes]
-    if not linear:
+    last = last_layer(network, classes)
+    if last is None:
         return None
-    input_NH, input_TH = (reaching(network, linear[-1], some) for some in (train, test))
+    input_NH, input_TH = (reaching(network, last, some) for some in (train, test))
     spec = TruthSpec(run=RunSpec(data_id="", model="a last layer"), subsets=HEADS, seed=seed)
     subsets_SN = np.stack([subset(spec, s, len(train)) for s in range(HEADS)])
     weight_SN = torch.from_numpy(subsets_SN) / (len(train) * spec.share)
@@ -119,6 +119,12 @@ def refitted(
     with torch.no_grad():
         logits_STC = input_TH @ fitted_SHC
     return Heads(subsets_SN, np.stack([margin(z, test.target_N).numpy() for z in logits_STC]))
+
+
+def last_layer(network: nn.Module, classes: int) -> nn.Linear | None:
+    """The linear layer that a network ends in, if it does."""
+    linear = [m for m in network.modules() if type(m) is nn.Linear and m.out_features == classes]
+    return linear[-1] if linear else None
 
 
 def reaching(network: nn.Module, layer: nn.Linear, examples: Examples) -> Tensor:

@@ -28,6 +28,9 @@ def colour_images(count: int, cifar10: Path | None) -> tuple[Examples, str]:
 
 
 CAT, DOG = 3, 5
+CIFAR10 = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
 
 
 def cifar2(cifar10: Path) -> dict[str, np.ndarray]:
@@ -39,6 +42,21 @@ def cifar2(cifar10: Path) -> dict[str, np.ndarray]:
         found[f"{half}_images"] = images[ours_N]
         found[f"{half}_labels"] = (labels_N[ours_N] == DOG).astype(np.int64)
     return found
+
+
+def cifar10_start(cifar10: Path, train: int, test: int) -> dict[str, np.ndarray]:
+    """The first images of CIFAR-10 in the folder `cifar10`, as `attribution.data.DATASETS` has it.
+
+    All from its training half, which a folder of few files has for certain.
+    """
+    images, labels_N = _read(cifar10, "train", train + test)
+    return {
+        "train_images": images[:train],
+        "train_labels": labels_N[:train],
+        "test_images": images[train:],
+        "test_labels": labels_N[train:],
+        "classes": np.array(CIFAR10),
+    }
 
 
 def _read(cifar10: Path, half: str, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -4,12 +4,14 @@ import pandas as pd
 import streamlit as st
 
 from attribution.engine import Build
+from pages.parts import charts
 from pages.parts.builds_table import builds_table
 from pages.parts.grid import consume, grid
-from pages.parts.opened import DOUBT, build_or_stop, engine, go, thumb
+from pages.parts.opened import DOUBT, build_or_stop, command_line, engine, go, thumb
 from pages.parts.words import span
 
 SHOWN = 20  # pictures of each kind; two rows of them are in view
+POINTS = 1500  # of the chart; the rest is far from any doubt
 
 
 def main() -> None:
@@ -27,6 +29,7 @@ def main() -> None:
         mistakes(build)
     with right:
         suspects(build)
+    doubts(build)
     st.subheader("Builds", anchor=False)
     builds_table("builds_table")
     if st.button("Start another build", key="to_builds"):
@@ -88,6 +91,35 @@ def suspects(build: Build) -> None:
     grid("overview_suspects", to_review, kind="pick", tile=76, rows=2, groups=[group])
     if st.button("Review labels", type="primary", key="to_review"):
         go("review")
+
+
+def doubts(build: Build) -> None:
+    """Wrong labels told from images that are hard to tell, each a point to click."""
+    st.subheader("Wrong, or only ambiguous?", anchor=False)
+    if not st.toggle("Show the chart", key="doubts", bind="query-params", persist_state="session"):
+        return
+    table = build.mislabels()
+    unclear = table[table.kind != "clear"]
+    charts.doubts(pd.concat([unclear, table[table.kind == "clear"]])[:POINTS], to_point, "points")
+    st.caption(
+        f"*Wrong*: {int((table.kind == 'wrong').sum())} labels that are more probably wrong than "
+        f"right; {table.score.sum():.0f} are expected to be wrong in all. *Ambiguous*: "
+        f"{int((table.kind == 'ambiguous').sum())} that are probably right, but the networks "
+        "disagree about them more than about nine in ten. Further right, the example stands more "
+        "alone with its label. Click a point to review it."
+    )
+    if "signal_unseen" not in table:
+        st.caption(
+            "Networks that leave examples out make this surer, in less time than the build took:"
+        )
+        st.code(command_line(["folds", build.id]), language="bash")
+
+
+def to_point() -> None:
+    """Put the review's cursor on the clicked point."""
+    points = st.session_state["points"].selection.points
+    if points:
+        to_review({"id": points[0]["customdata"]})
 
 
 def to_explain(action: dict) -> None:

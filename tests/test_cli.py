@@ -176,14 +176,36 @@ def test_mislabels_are_the_engines_ranking_and_what_is_known_of_it(tiny, opened,
     frame = opened.mislabels().head(30)
     assert [e["train_id"] for e in found["examples"]] == frame.index.tolist()
     for e in found["examples"]:
-        assert set(e) == {"train_id", "given_label", "suggested_label", "score", "signals"}
+        assert set(e) == {
+            "train_id", "given_label", "suggested_label", "score", "kind", "signals",
+        }  # fmt: skip
         assert e["given_label"] == opened.train_labels_N[e["train_id"]] != e["suggested_label"]
-        assert set(e["signals"]) == {"training", "masks", "influence"}
+        assert set(e["signals"]) == {
+            "training", "masks", "influence", "neighbours", "opponents",
+        }  # fmt: skip
+        assert e["kind"] == opened.mislabels().loc[e["train_id"], "kind"]
         assert all(0 <= s <= 1 for s in [e["score"], *e["signals"].values()])
     assert set(found["known"]) == {"auc", "ap", "precision_at_k"}
     assert found["known"] == opened.known()
     table = run(*words)
     assert len(re.findall(r"^│ +\d+", table.out, re.MULTILINE)) == 20
+
+
+@pytest.mark.parametrize("signal", ["training", "masks", "influence", "neighbours", "opponents"])
+def test_mislabels_can_be_ranked_by_one_signal_alone(tiny, opened, run, signal):
+    words = ("mislabels", tiny.build, "--by", signal, "--cache", tiny.cache)
+    found = document(run(*words, "-k", 4500, "--json"))
+    values = [e["signals"][signal] for e in found["examples"]]
+    assert values == sorted(values, reverse=True)
+    assert {e["train_id"] for e in found["examples"]} == set(range(4500))
+    assert found["known"] == opened.known(signal)
+    assert f" {signal} " in run(*words).out.splitlines()[1]  # a column of its own
+
+
+def test_an_unknown_signal_and_one_that_is_not_there_are_told(tiny, run):
+    for signal, said in (("magic", "neighbours"), ("unseen", f"folds {tiny.build}")):
+        ended = run("mislabels", tiny.build, "--by", signal, "--cache", tiny.cache)
+        assert ended.code == 2 and said in ended.err
 
 
 def test_scores_are_an_array_of_float32_that_loads_without_pickle(tiny, opened, run, tmp_path):

@@ -1,9 +1,13 @@
-"""Charts: Vega-Lite specifications, drawn by Streamlit's own element; one by Plotly."""
+"""Charts as Vega-Lite specifications: plain dictionaries, drawn by Streamlit's own element.
+
+Where single points of many are to be clicked, or errors in both directions shown, Plotly.
+"""
 
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import streamlit as st
 
 from attribution.whatif import Scale
@@ -600,3 +604,48 @@ def ranks(
         },
     ]
     plot({"layer": layers, "height": 60 + 48 * k}, key, "Hits of each ensemble by rank")
+
+
+KINDS = {"wrong": "#e0761a", "ambiguous": "#a463d4", "clear": GREY}
+
+
+def doubts(suspects: pd.DataFrame, on_select: Callable[[], None], key: str) -> None:
+    """Draw influence against disagreement of `suspects` (rows of `build.mislabels()`).
+
+    A click is `st.session_state[key].selection.points`, a list with at most one point, whose
+    `customdata` is its train_id.
+    """
+    from plotly import graph_objects as go  # half a second to import
+
+    figure = go.Figure()
+    least = suspects.influence[suspects.influence > 0].min()
+    for kind, colour in KINDS.items():
+        some = suspects[suspects.kind == kind]
+        told = [f"training image {i}: wrong with {p:.0%}" for i, p in some.score.items()]
+        figure.add_scatter(
+            x=some.influence.clip(lower=least).tolist(),
+            y=some.disagreement.tolist(),
+            customdata=[int(i) for i in some.index],
+            mode="markers",
+            name=f"{kind} ({len(some):,})",
+            marker={"color": colour, "size": 7, "opacity": 0.4 if kind == "clear" else 0.8},
+            text=told,
+            hovertemplate="%{text}<extra></extra>",
+        )
+    figure.update_layout(
+        height=420,
+        margin={"l": 0, "r": 0, "t": 8, "b": 0},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        xaxis={"type": "log", "title": "influence on its own label", "exponentformat": "power"},
+        yaxis={"title": "disagreement of the networks", "rangemode": "tozero"},
+        dragmode=False,
+        clickmode="event+select",
+    )
+    st.plotly_chart(
+        figure,
+        key=key,
+        on_select=on_select,
+        selection_mode="points",
+        config={"displaylogo": False},
+        alt=f"Influence against disagreement of {len(suspects)} training images",
+    )

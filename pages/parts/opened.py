@@ -11,7 +11,7 @@ from streamlit.delta_generator import DeltaGenerator
 
 from attribution.engine import Build, Engine
 
-DOUBT = 0.25  # a label with a higher suspicion (0..1) is called suspicious
+DOUBT = 0.5  # a label that is wrong with a higher probability is called suspicious
 CACHE, WORKSPACE = "PROBABLE_CAUSE_CACHE", "PROBABLE_CAUSE_WORKSPACE"
 
 
