@@ -61,6 +61,17 @@ def test_overview_leads_to_the_chosen_prediction(build: Build) -> None:
     assert element(app, "subject")["title"] == f"Test image {chosen}"
 
 
+def test_overview_draws_the_doubtful_where_the_address_says_so(build: Build) -> None:
+    assert not page("overview").get("plotly_chart")
+    app = fine(page("overview", doubts="true").run())
+    (chart,) = app.get("plotly_chart")
+    traces = json.loads(chart.proto.spec)["data"]
+    frame = build.mislabels()
+    for kind, trace in zip(("wrong", "ambiguous"), traces, strict=False):
+        assert trace["customdata"] == [int(i) for i in frame.index[frame.kind == kind]]
+        assert trace["y"] == frame.disagreement[frame.kind == kind].tolist()
+
+
 def test_explain_opens_on_the_surest_mistake_with_the_engines_hits(build: Build) -> None:
     app = fine(page("explain"))
     tests = build.tests()
