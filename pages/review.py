@@ -122,12 +122,11 @@ def toolbar(build: Build, stand: Standing) -> View:
         **bound,
     )
     names = [ANY, *build.classes]
-    signals = [c for c in build.mislabels().columns if c.startswith("signal_")]
     reviewers = sorted({d.reviewer for d in stand.acts})
     with filters.popover("Filter", icon=":material/tune:", width="stretch"):
         labelled = st.selectbox("Labelled", names, key="labelled", **bound)
         like = st.selectbox("Looks like", names, key="like", **bound)
-        ways = [SUSPICION, *map(behind.signal_words, signals)]
+        ways = [SUSPICION, *map(behind.signal_words, signals(build))]
         by = st.selectbox("Rank by", ways, key="by", **bound)
         people = [ANY, *(who or NOBODY for who in reviewers)]
         whom = st.selectbox("Decided by", people, key="whom", **bound)
@@ -158,6 +157,11 @@ def listing(build: Build, view: View, stand: Standing) -> Listed:
     return listed
 
 
+def signals(build: Build) -> list[str]:
+    """The columns of single signals."""
+    return [c for c in build.mislabels().columns if c.startswith("signal_")]
+
+
 def matching(build: Build, view: View, stand: Standing) -> tuple[int, ...]:
     """The images that the filters let through, in order."""
     rows = served(build.id) if view.whole else build.mislabels()
@@ -165,7 +169,7 @@ def matching(build: Build, view: View, stand: Standing) -> tuple[int, ...]:
         if name != ANY:
             rows = rows[rows[column] == build.classes.index(name)]
     if view.by != SUSPICION:
-        (column,) = (c for c in rows.columns if behind.signal_words(c) == view.by)
+        (column,) = (c for c in signals(build) if behind.signal_words(c) == view.by)
         rows = rows.sort_values(column, ascending=False, kind="stable")
     latest = stand.latest()
     if view.which == "not decided":

