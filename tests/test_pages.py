@@ -63,7 +63,9 @@ def test_overview_leads_to_the_chosen_prediction(build: Build) -> None:
 
 def test_overview_draws_the_doubtful_where_the_address_says_so(build: Build) -> None:
     assert not page("overview").get("plotly_chart")
-    app = fine(page("overview", doubts="true").run())
+    app = AppTest.from_file(APP, default_timeout=60)
+    app.query_params["doubts"] = "true"
+    fine(app.run())
     (chart,) = app.get("plotly_chart")
     traces = json.loads(chart.proto.spec)["data"]
     frame = build.mislabels()
