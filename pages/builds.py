@@ -46,7 +46,7 @@ def main() -> None:
 
 def form() -> None:
     """The fields of a build; sends the same options as the command line has."""
-    with st.form("build", border=True):
+    with st.form("new_build", border=True):
         st.subheader("New build", anchor=False)
         data = st.selectbox(
             "Data",

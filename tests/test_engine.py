@@ -414,7 +414,7 @@ def test_another_estimator_leaves_runs_and_features_as_they_are(tiny, copy):
     after = files(copy)
     assert {k: after[k] for k in before} == before
     added = {k.split("/")[0] for k in after.keys() - before.keys()}
-    assert added == {"index", "build"}
+    assert added == {"index", "votes", "build"}
     assert summary["build"] != tiny.build
 
 

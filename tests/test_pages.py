@@ -61,6 +61,13 @@ def test_overview_leads_to_the_chosen_prediction(build: Build) -> None:
     assert element(app, "subject")["title"] == f"Test image {chosen}"
 
 
+def test_from_the_overview_a_button_leads_to_the_builds(build: Build) -> None:
+    app = fine(page("overview"))
+    app.button(key="to_builds").click().run()
+    assert fine(app).title[0].value == "Builds"
+    assert app.session_state["build"] == build.id  # which no widget of that page may be called
+
+
 def test_overview_draws_the_doubtful_where_the_address_says_so(build: Build) -> None:
     assert not page("overview").get("plotly_chart")
     app = AppTest.from_file(APP, default_timeout=60)
