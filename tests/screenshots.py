@@ -18,7 +18,9 @@ COMPARE = "compare?view="
 PAGES = {
     "overview": "",
     "explain": "explain",
+    "patterns": "groups",
     "review": "review",
+    "before-after": "changes",
     "compare": "compare",
     "compare-side-by-side": f"{COMPARE}side+by+side",
     "compare-agreement": f"{COMPARE}agreement",
