@@ -137,8 +137,8 @@ def _fill_pixels(draft: Draft, spec: DataSpec) -> None:
 
 
 def _assembled(data_id: str, spec: DataSpec, pixels: Artifact, labels: Artifact) -> Dataset:
-    ids = np.array(example_ids(pixels.array("train_images")))[kept(labels)]
-    train = pixels.array("train_images")[kept(labels)]
+    named, left = pixels.array("train_images"), kept(labels)
+    train, ids = named[left], np.array(example_ids(named))[left]
     scaled = train.reshape(len(train), -1, train.shape[3] if train.ndim == 4 else 1) / 255
     return Dataset(
         data_id,

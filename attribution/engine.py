@@ -1010,6 +1010,7 @@ class Build:
         self._suspects: tuple[str, pd.DataFrame] | None = None
         self._lock = threading.Lock()
         self._fresh: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
+        self._steady: OrderedDict[str, np.ndarray] = OrderedDict()
 
     def _part(self, kind: str, name: str) -> Artifact:
         return found(self.store, kind, name)
@@ -1292,7 +1293,12 @@ class Build:
 
         Those with fewest first: the training set has little like them.
         """
-        count_T = [groups.steady(self.query(t, k)) for t in range(len(self.test_labels_T))]
+
+        def count() -> np.ndarray:
+            tests = range(len(self.test_labels_T))
+            return np.array([groups.steady(self.query(t, k)) for t in tests])
+
+        count_T = recalled(self._steady, str(k), count)
         return self.tests().assign(steady=count_T).sort_values("steady", kind="stable")
 
     def _answer(self, u_Md: np.ndarray, test_id: int, target: int, k: int) -> Answer:

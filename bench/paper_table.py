@@ -153,6 +153,7 @@ def show(rows: Sequence[Row]) -> str:
         head = [f"## {setting}", "", f"| {COLUMNS} |", "| --- " * (COLUMNS.count("|") + 1) + "|"]
         lines = [r.cells() for r in rows if isinstance(r, Line) and r.setting == setting]
         parts.append("\n".join([*head, *lines, ""]))
+    parts.append("### What views buy, and save, at equal fidelity\n")
     parts.append(table([r for r in rows if not isinstance(r, Line)]))
     return "\n".join(parts)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from attribution import tuning
+from attribution import strategies, tuning
 from attribution.data import dataset
 from attribution.engine import Making, phi_of
 from attribution.metrics import lds
@@ -43,7 +43,7 @@ def about(store: Store, setting: Setting, options: Options) -> list[Row]:
         what = f"{setting.name}, {networks} network{'s' if networks > 1 else ''}"
         best = [max(one.values()) for one in some]
         reached = [one[choice] for one, choice in zip(some, chosen, strict=True)]
-        default = (f"{usual.features.ka}x{usual.features.kg}", 0.3, 0.75)
+        default = (strategies.dims(usual), usual.estimator.damping, usual.estimator.q_power)
         rows += [
             row(f"{what}: best of {len(some[0])} settings", best, "LDS"),
             row(f"{what}: chosen without retraining ({told(chosen)})", reached, "LDS"),

@@ -27,7 +27,7 @@ def main() -> None:
     if "go" in st.session_state:
         go(st.session_state.pop("go"))
     if under_way():
-        st.fragment(guarded(watch), run_every=1.0)(build.id)
+        st.fragment(guarded(watch), run_every=1.0)()
     pair = before_and_after(build)
     if pair is not None:
         show(*pair)

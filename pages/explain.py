@@ -9,15 +9,12 @@ from attribution.records import Hit
 from pages.parts import charts
 from pages.parts.asked import card, chosen_test, forget_test, pick, question, test_grid
 from pages.parts.grid import (
-    class_keys,
     consume,
     decide,
-    grid,
     notice,
     undo,
-    verdicts,
 )
-from pages.parts.hits import hit_item
+from pages.parts.hits import hit_item, hits_grid
 from pages.parts.opened import build_or_stop
 from pages.parts.trouble import guarded
 from pages.parts.whatif import leave, what_if
@@ -156,27 +153,21 @@ def explain(build: Build, test_id: int, on_hit) -> None:
     suspects = build.mislabels()
     times, said = readable(max((abs(hit.score) for hit in hits), default=1))
 
-    def group(label: str, tone: str, some: tuple[Hit, ...]) -> dict:
-        items = [hit_item(build, hit, suspects.loc[hit.train_id], times) for hit in some]
-        return {"label": label, "title": True, "tone": tone, "items": items, "empty": "None found."}
+    def items(some: tuple[Hit, ...]) -> list[dict]:
+        return [hit_item(build, hit, suspects.loc[hit.train_id], times) for hit in some]
 
     place = st.container()  # above what is left out, which it shows
     left_out = what_if(build, answer)
     with place:
-        grid(
+        hits_grid(
+            build,
             "hits",
             on_hit,
-            kind="hit",
-            tile=80,
-            classes=list(build.classes),
-            keys=class_keys(build),
-            verdicts=verdicts(build, [hit.train_id for hit in hits]),
-            left_out=left_out,
-            scale=max((abs(hit.score) + 2 * (hit.stderr or 0) for hit in hits), default=1) or 1,
-            groups=[
-                group(f"Pushed towards {name}", "for", answer.proponents),
-                group(f"Pushed away from {name}", "against", answer.opponents),
+            [
+                (f"Pushed towards {name}", "for", items(answer.proponents)),
+                (f"Pushed away from {name}", "against", items(answer.opponents)),
             ],
+            left_out=left_out,
         )
         st.caption(
             f"{said}{answer.noise} The band around a score shows two of them each way. *Shaky*: "

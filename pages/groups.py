@@ -6,8 +6,8 @@ from attribution.engine import Build
 from attribution.groups import GroupHit
 from pages.parts import charts
 from pages.parts.asked import PAGE, test_item
-from pages.parts.grid import class_keys, consume, decide, grid, notice, undo, verdicts
-from pages.parts.hits import hit_item
+from pages.parts.grid import consume, decide, grid, notice, undo
+from pages.parts.hits import hit_item, hits_grid
 from pages.parts.opened import DOUBT, build_or_stop, go, thumb
 from pages.parts.words import readable
 
@@ -111,24 +111,16 @@ def shown(
             "the same way.",
         }
 
-    grid(
+    hits_grid(
+        build,
         "group_hits",
         lambda action: on_hit(build, action),
-        kind="hit",
-        tile=80,
-        classes=list(build.classes),
-        keys=class_keys(build),
-        verdicts=verdicts(build, [one.hit.train_id for one in both]),
-        scale=max((abs(one.without_loudest) for one in both), default=1) or 1,
-        groups=[
-            {"label": title, "title": True, "tone": tone, "items": [item(o) for o in some],
-             "empty": "None that more than one test image supports."}
-            for title, tone, some in (
-                (f"Pushed towards {name}", "for", towards),
-                (f"Pushed away from {name}", "against", away),
-            )
+        [
+            (f"Pushed towards {name}", "for", [item(one) for one in towards]),
+            (f"Pushed away from {name}", "against", [item(one) for one in away]),
         ],
-    )  # fmt: skip
+        empty="None that more than one test image supports.",
+    )
     if said:
         st.caption(said)
 
@@ -157,24 +149,14 @@ def contrast(build: Build) -> None:
     times, said_scale = readable(max((abs(h.score) for h in both), default=1))
     suspects = build.mislabels()
     with hits:
-        grid(
-            "group_hits",
-            lambda action: on_hit(build, action),
-            kind="hit",
-            tile=80,
-            classes=names,
-            keys=class_keys(build),
-            verdicts=verdicts(build, [h.train_id for h in both]),
-            scale=max((abs(h.score) + 2 * (h.stderr or 0) for h in both), default=1) or 1,
-            groups=[
-                {"label": title, "title": True, "tone": tone, "empty": "None found.",
-                 "items": [hit_item(build, h, suspects.loc[h.train_id], times) for h in some]}
-                for title, tone, some in (
-                    (f"For {target} rather than {other}", "for", answer.proponents),
-                    (f"For {other} rather than {target}", "against", answer.opponents),
-                )
-            ],
-        )  # fmt: skip
+        sides = [
+            (title, tone, [hit_item(build, h, suspects.loc[h.train_id], times) for h in some])
+            for title, tone, some in (
+                (f"For {target} rather than {other}", "for", answer.proponents),
+                (f"For {other} rather than {target}", "against", answer.opponents),
+            )
+        ]
+        hits_grid(build, "group_hits", lambda action: on_hit(build, action), sides)
         st.caption(f"{said_scale}{answer.noise}")
 
 

@@ -6,9 +6,10 @@ import streamlit as st
 
 from attribution import strategies
 from attribution.engine import Build
+from attribution.jobs import Job
 from attribution.records import UserError
 
-from .jobs import RUNNING, bar
+from .jobs import RUNNING, framed
 from .opened import command_line, engine, go
 
 
@@ -48,15 +49,15 @@ def start(build: Build) -> None:
     engine().start(strategies.options(engine().revised_spec(build.id, revision.id)))
 
 
-def watch(build_id: str) -> None:
+def watch() -> None:
     """Progress of training again; the page is drawn anew when it ends."""
     busy = under_way()
     if not busy:
         st.rerun()
-    with st.container(border=True):
-        bar(busy[0])
+    if framed(busy[0], "Log and cancel", "to_builds"):
+        go("builds")
 
 
-def under_way() -> list:
+def under_way() -> list[Job]:
     """Running builds of revised data."""
     return [j for j in engine().jobs() if j.state == RUNNING and "--revision" in j.options]

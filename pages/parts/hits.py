@@ -1,12 +1,43 @@
 """A training image that was found, as the grid draws it."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import pandas as pd
 
 from attribution.engine import Build
 from attribution.records import Hit
 
+from .grid import Handle, class_keys, grid, verdicts
 from .opened import DOUBT
 from .thumbs import inline
+
+
+def hits_grid(
+    build: Build,
+    key: str,
+    handle: Handle,
+    sides: Sequence[tuple[str, str, list[dict]]],
+    empty: str = "None found.",
+    **more: Any,
+) -> None:
+    """Draw hits, each side a title, a tone ("for" or "against") and its items."""
+    items = [item for _, _, some in sides for item in some]
+    grid(
+        key,
+        handle,
+        kind="hit",
+        tile=80,
+        classes=list(build.classes),
+        keys=class_keys(build),
+        verdicts=verdicts(build, [item["id"] for item in items]),
+        scale=max((abs(i["score"]) + 2 * i["stderr"] for i in items), default=1) or 1,
+        groups=[
+            {"label": label, "title": True, "tone": tone, "items": some, "empty": empty}
+            for label, tone, some in sides
+        ],
+        **more,
+    )
 
 
 def hit_item(build: Build, hit: Hit, suspect: pd.Series, times: float) -> dict:

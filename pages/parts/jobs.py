@@ -9,6 +9,15 @@ from .words import span
 RUNNING = "running"
 
 
+def framed(job: Job, action: str, key: str) -> bool:
+    """A running job in a frame beside a button; whether that was pressed."""
+    with st.container(border=True):
+        words, button = st.columns([5, 1], vertical_alignment="center")
+        with words:
+            bar(job)
+        return button.button(action, key=key, width="stretch")
+
+
 def bar(job: Job) -> None:
     """How far a running job is, and how long it will take."""
     left = f" · about {span(job.left)} left" if job.left is not None else ""

@@ -7,7 +7,7 @@ import streamlit as st
 from attribution.engine import Build
 from attribution.jobs import Job
 
-from .jobs import RUNNING, bar
+from .jobs import RUNNING, framed
 from .opened import command_line, engine, go
 from .trouble import guarded
 
@@ -66,12 +66,8 @@ def watch(ids: list[str]) -> None:
     busy = [job for job in measurements(ids) if job.state == RUNNING]
     if not busy:
         st.rerun()
-    with st.container(border=True):
-        words, action = st.columns([5, 1], vertical_alignment="center")
-        with words:
-            bar(busy[0])
-        if action.button("Log and cancel", key="to_builds", width="stretch"):
-            go("builds")
+    if framed(busy[0], "Log and cancel", "to_builds"):
+        go("builds")
 
 
 def measurements(ids: list[str]) -> list[Job]:

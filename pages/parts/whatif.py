@@ -12,7 +12,7 @@ from attribution.records import Answer, UserError
 from attribution.whatif import LEAST, Forecast, Scale, agreement, columns, scale_of
 
 from . import charts
-from .jobs import RUNNING, bar
+from .jobs import RUNNING, framed
 from .opened import command_line, engine
 from .trouble import guarded
 from .words import sure
@@ -218,13 +218,9 @@ def watch(build_id: str) -> None:
     busy = [j for j in running() if j.options[:1] == (build_id,)]
     if not busy:
         st.rerun()
-    with st.container(border=True):
-        words, action = st.columns([5, 1], vertical_alignment="center")
-        with words:
-            bar(busy[0])
-        if action.button("Cancel", key="cancel_verify", width="stretch"):
-            engine().cancel(busy[0].id)
-            st.rerun()
+    if framed(busy[0], "Cancel", "cancel_verify"):
+        engine().cancel(busy[0].id)
+        st.rerun()
 
 
 def running() -> list[Job]:
