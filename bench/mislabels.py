@@ -32,7 +32,7 @@ from .rows import Options, Row, row
 NOISES = [(kind, noise) for kind in ("uniform", "class") for noise in (0.1, 0.2, 0.05)]
 REACH = 0.975  # of the fused score, 10 % uniform
 BINS = 10
-IMAGES, TESTS = 2000, 300  # of CIFAR-10
+IMAGES, TESTS = 10_000, 1000  # of CIFAR-10
 
 
 def measure(options: Options) -> list[Row]:
@@ -60,7 +60,7 @@ def measure(options: Options) -> list[Row]:
                 models=3,
                 masks=2,
             )
-            rows += cell(engine, f"CIFAR-10, {IMAGES} images, 10% class", [spec], None)
+            rows += cell(engine, f"CIFAR-10, {IMAGES:,} images, 10% class", [spec], None)
         return rows
 
 
