@@ -44,14 +44,10 @@ $(VENV)/installed: requirements.txt pyproject.toml | $(RUN)
 	@$(PIP) -r requirements.txt -e .
 	@touch $@
 
-$(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed
-	@echo "Installing requirements-dev.txt into $(VENV)."
+$(VENV)/installed-dev: requirements-dev.txt requirements-quanda.txt $(VENV)/installed
+	@echo "Installing requirements-dev.txt and requirements-quanda.txt into $(VENV)."
 	@$(PIP) -r requirements-dev.txt
-	@touch $@
-
-$(VENV)/installed-bench: bench/requirements.txt $(VENV)/installed
-	@echo "Installing bench/requirements.txt into $(VENV)."
-	@$(PIP) -r bench/requirements.txt
+	@$(PIP) --no-deps -r requirements-quanda.txt
 	@touch $@
 
 demo: $(VENV)/installed
@@ -79,5 +75,5 @@ format: $(VENV)/installed-dev
 	@$(RUN) -m ruff check --fix $(CHECKED)
 	@$(RUN) -m ruff format $(CHECKED)
 
-bench: $(VENV)/installed-bench
+bench: $(VENV)/installed-dev
 	@$(RUN) -m bench $(NAME)

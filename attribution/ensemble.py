@@ -116,7 +116,10 @@ class Index:
         A positive score is a proponent's. One member at a time: T * N numbers are held twice, and
         the test features of one member.
         """
-        test = loaded(test_set, self.ensemble.networks[0])
+        return self.scores_of(loaded(test_set, self.ensemble.networks[0]))
+
+    def scores_of(self, test: Examples) -> np.ndarray:
+        """`scores` of examples that are tensors already."""
         total_TN = torch.zeros(len(test), len(self.exact.weight_N))
         for white, test_block, train in zip(
             self.exact.whitenings,
@@ -127,6 +130,13 @@ class Index:
             phi_TK = taken(test_block, self.estimator)
             total_TN += white(phi_TK) @ white(taken(train, self.estimator)).mT
         return total_TN.mul_(self.exact.weight_N / len(self.train_blocks)).numpy()
+
+    def self_influence(self) -> np.ndarray:
+        """What each training example says of itself, float32 (N,): its score, as a query too."""
+        total_N = torch.zeros(len(self.exact.weight_N))
+        for white, train in zip(self.exact.whitenings, self.train_blocks, strict=True):
+            total_N += white(taken(train, self.estimator)).square().sum(1)
+        return total_N.mul_(self.exact.weight_N / len(self.train_blocks)).numpy()
 
     def search(
         self, test_set: Dataset, k: int = 10, opponents: bool = False
@@ -163,12 +173,25 @@ def build_index(
             wanted="'members': how the networks were trained is not known here",
             next_step="leave it out",
         )
-    train = loaded(train_set, ensemble.networks[0])
+    return indexed(ensemble, loaded(train_set, ensemble.networks[0]), features, estimator)
+
+
+def indexed(
+    ensemble: Ensemble,
+    train: Examples,
+    features: FeatureSpec,
+    estimator: EstimatorSpec,
+    ridge: float | None = None,
+) -> Index:
+    """`build_index` of examples that are tensors already.
+
+    `ridge` is what is added to each member's kernel, in place of the estimator's damping.
+    """
     masked = ensemble.masks != (None,)
     wholes = tuple(projected(n, train, features, masked) for n in ensemble.networks)
     blocks = tuple(member_blocks(ensemble, wholes, train))
     q_N = torch.stack([q(b.margin_N) for b in blocks]).mean(0)
-    exact = indexes.exact([taken(b, estimator) for b in blocks], q_N, estimator)
+    exact = indexes.exact([taken(b, estimator) for b in blocks], q_N, estimator, ridge)
     return Index(ensemble, wholes, blocks, exact, estimator)
 
 

@@ -14,7 +14,7 @@ Axes: N training examples, T queries, M members, K features of a member, d PCA d
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import faiss
 import numpy as np
@@ -60,14 +60,22 @@ class Exact:
         )
 
 
-def exact(blocks: Sequence[Tensor], q_N: Tensor, spec: EstimatorSpec) -> Exact:
-    """The exact index of the members' training features (N, K) and mean q (N,)."""
-    whitenings = tuple(whitening(phi, spec) for phi in blocks)
+def exact(
+    blocks: Sequence[Tensor], q_N: Tensor, spec: EstimatorSpec, ridge: float | None = None
+) -> Exact:
+    """The exact index of the members' training features (N, K) and mean q (N,).
+
+    `ridge`, where given, is lambda itself, in place of the damping relative to each kernel.
+    """
+    whitenings = []
+    for phi in blocks:
+        damping = spec.damping if ridge is None else ridge / float(phi.square().sum(0).mean())
+        whitenings.append(whitening(phi, replace(spec, damping=damping)))
     w_NF = torch.cat([white(phi) for white, phi in zip(whitenings, blocks, strict=True)], 1)
     weight_N = weights(q_N, w_NF.square().sum(1) / len(blocks), spec)
     index = faiss.IndexFlatIP(w_NF.shape[1])
     index.add((w_NF * weight_N[:, None]).numpy())
-    return Exact(index, whitenings, weight_N)
+    return Exact(index, tuple(whitenings), weight_N)
 
 
 def weights(q_N: Tensor, self_influence_N: Tensor, spec: EstimatorSpec) -> Tensor:

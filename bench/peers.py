@@ -171,7 +171,7 @@ def installed(*packages: str) -> None:
             raise UserError(
                 found=f"no package {package} installed",
                 wanted="the peers",
-                next_step="run make bench NAME=peers, or install bench/requirements.txt",
+                next_step="run make bench NAME=peers, or install requirements-dev.txt",
             )
 
 
