@@ -242,6 +242,7 @@ def test_a_task_with_another_target_is_refused(halves, checkpoints):
         TRAKAttributor(task).attribute(loaders(halves)[1])
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # what it imports
 def test_quandas_metrics_run_on_the_explainer(halves):
     from quanda.metrics.downstream_eval import ClassDetectionMetric
 
