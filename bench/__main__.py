@@ -17,6 +17,7 @@ NAMES = (
     "applied",
     "click",
     "demo",
+    "judged",
     "member",
     "mislabels",
     "paper_table",
