@@ -9,6 +9,7 @@ command line; in a notebook, the names below do the same with your own networks 
 """
 
 from .ensemble import Ensemble, Index, build_index, dropout_ensemble, lora_ensemble, naive_ensemble
+from .frames import figure, frame
 from .records import BuildSpec, EstimatorSpec, FeatureSpec, LoraSpec, UserError
 
 __all__ = [
@@ -21,6 +22,8 @@ __all__ = [
     "UserError",
     "build_index",
     "dropout_ensemble",
+    "figure",
+    "frame",
     "lora_ensemble",
     "naive_ensemble",
 ]

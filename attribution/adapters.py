@@ -7,14 +7,17 @@ its parameters alone are a member of a LoRA ensemble (arXiv 2405.17293, section 
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from .features import Examples
 from .records import LoraSpec, Report, RunSpec, UserError, silent
 from .train import train
+
+if TYPE_CHECKING:  # where it is needed it is imported, because that takes seconds
+    from peft import PeftModel
 
 
 def candidates(network: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
@@ -59,12 +62,14 @@ def checked(network: nn.Module, spec: LoraSpec) -> LoraSpec:
     return replace(spec, targets=tuple(names))
 
 
-def adapted(network: nn.Module, spec: LoraSpec, seed: int) -> PeftModel:
+def adapted(network: nn.Module, spec: LoraSpec, seed: int) -> "PeftModel":
     """`network` with a fresh adapter, the only parameters of it that want a gradient.
 
     Changes `network` in place, as peft does. The adapter's second matrix is zero at first, so the
     first has no gradient until it is fitted.
     """
+    from peft import LoraConfig, get_peft_model
+
     config = LoraConfig(
         r=spec.rank, lora_alpha=spec.alpha, target_modules=list(checked(network, spec).targets)
     )
@@ -75,7 +80,7 @@ def adapted(network: nn.Module, spec: LoraSpec, seed: int) -> PeftModel:
 
 def fitted(
     network: nn.Module, spec: LoraSpec, examples: Examples, seed: int, report: Report = silent
-) -> PeftModel:
+) -> "PeftModel":
     """`network` with an adapter fitted on its share of the examples; a function of the seed."""
     model = adapted(network, spec, seed)
     draw = torch.Generator().manual_seed(seed)
@@ -97,12 +102,14 @@ def fitted(
     return model
 
 
-def saved(model: PeftModel, folder: Path) -> None:
+def saved(model: "PeftModel", folder: Path) -> None:
     """Write the adapter as peft does: adapter_config.json and adapter_model.safetensors."""
     model.save_pretrained(str(folder))
     (folder / "README.md").unlink(missing_ok=True)  # a form to fill in
 
 
-def loaded(network: nn.Module, folder: Path) -> PeftModel:
+def loaded(network: nn.Module, folder: Path) -> "PeftModel":
     """`network` with the adapter that `saved` wrote to `folder`."""
+    from peft import PeftModel
+
     return PeftModel.from_pretrained(network, str(folder), is_trainable=True)

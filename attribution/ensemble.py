@@ -142,18 +142,21 @@ class Index:
         self, test_set: Dataset, k: int = 10, opponents: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
         """Scores (T, k) and training positions (T, k) of the strongest proponents or opponents."""
-        if not 1 <= k <= len(self.exact.weight_N):
-            raise UserError(
-                found=f"k = {k}",
-                wanted=f"a number from 1 to {len(self.exact.weight_N)}, the training set",
-                next_step="choose another k",
-            )
+        self.check_k(k)
         blocks = member_blocks(
             self.ensemble, self.wholes, loaded(test_set, self.ensemble.networks[0])
         )
         return self.exact.search(
             self.exact.query([taken(b, self.estimator) for b in blocks]), k, opponents
         )
+
+    def check_k(self, k: int) -> None:
+        if not 1 <= k <= len(self.exact.weight_N):
+            raise UserError(
+                found=f"k = {k}",
+                wanted=f"a number from 1 to {len(self.exact.weight_N)}, the training set",
+                next_step="choose another k",
+            )
 
 
 def build_index(
