@@ -219,9 +219,9 @@ def ordered(build: Build, columns: list[Row]) -> tuple[pd.DataFrame, pd.Series |
     """The test images, those first on which a chosen pair agrees least, and how much it does."""
     pairs = {f"{a['name']}  |  {b['name']}": (a, b) for a, b in combinations(columns, 2)}
     order = st.selectbox("Where they disagree most", [*pairs, MISTAKES], key="order")
-    tests = build.tests()
+    tests = build.tests(engine().test_labels(build.id))
     if order not in pairs:
-        wrong = tests[~tests.correct].sort_values("confidence", ascending=False)
+        wrong = tests[~tests.correct & tests.kept].sort_values("confidence", ascending=False)
         return wrong, None
     with st.spinner("Looking up the hits of every test image"):
         a, b = (engine().top(one["build"], HITS) for one in pairs[order])

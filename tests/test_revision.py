@@ -19,6 +19,7 @@ from attribution.changes import by_chance, changes
 from attribution.data import clean_labels, dataset
 from attribution.engine import Engine
 from attribution.records import DataSpec, UserError, content_id
+from attribution.testlabels import untouched
 from pages.parts import opened
 
 
@@ -126,7 +127,7 @@ def test_changes_are_told_image_by_image() -> None:
     draw = np.random.default_rng(0)
     labels = draw.integers(0, 3, 200)
     before, after = draw.random((2, 200, 3))
-    found = changes(labels, before, after, "a", "b")
+    found = changes(untouched(labels), before, after, "a", "b")
     for t, one in found.table.iterrows():
         was, now = before[t].argmax() == labels[t], after[t].argmax() == labels[t]
         kind = {(0, 1): "mended", (1, 0): "broken", (0, 0): "still wrong", (1, 1): "still right"}
@@ -135,7 +136,7 @@ def test_changes_are_told_image_by_image() -> None:
     s = found.summary
     assert s.after - s.before == pytest.approx((s.mended - s.broken) / 200)
     with pytest.raises(UserError):
-        changes(labels, before, after[:, :2], "a", "b")
+        changes(untouched(labels), before, after[:, :2], "a", "b")
 
 
 @pytest.mark.parametrize(("mended", "broken"), [(0, 0), (8, 1), (5, 5), (0, 6)])

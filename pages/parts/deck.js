@@ -5,13 +5,12 @@
 //       "each"), settle (decisions settle a conflict), less, more (another page before, after),
 //       place, chosen (the filters), share, progress, tally, evidence (address), reviewer, empty
 
-const WITHIN = 12; // classes shown without a search
 const AHEAD = 3; // images whose evidence is fetched before they are shown
 const REMEMBERED = "probable-cause.reviewer";
 const HELP = [
   ["Enter", "accept the suggested label"],
   ["0–9", "it is this class"],
-  ["L", "type the name of a class"],
+  ["L", "type the name of a class; of many, a digit its number"],
   ["K", "keep the label"],
   ["X", "drop the image"],
   ["S", "unsure, leave it open"],
@@ -19,7 +18,7 @@ const HELP = [
   ["Y", "redo, also Ctrl+Y"],
   ["← →", "previous, next"],
   ["↑ ↓", "a row up, down"],
-  ["Shift+← →", "select several; also Ctrl or Shift and click"],
+  ["Shift+← →", "select several; also Ctrl or Shift and click, or draw a frame"],
   ["A", "select all that are shown"],
   ["Esc", "select none, close"],
   ["Space", "zoom"],
@@ -52,6 +51,14 @@ export default function (component) {
   }
   if (data.reviewer) localStorage.setItem(REMEMBERED, data.reviewer);
   draw(root, state);
+  if (state.framed) return;
+  state.framed = true;
+  framing(
+    state.parts.tiles,
+    () => [...state.parts.tiles.querySelectorAll(".tile")],
+    (event) => (event.shiftKey || event.ctrlKey || event.metaKey ? [...state.selected] : []),
+    (ids) => select(root, state, ids),
+  );
 }
 
 // The browser knows the reviewer of an earlier visit; what it sends is applied before any decision.
@@ -105,8 +112,8 @@ function skeleton() {
   const acts = part("div", "acts");
   const classes = part("div", "classes");
   const find = make("input", "find");
-  find.placeholder = "Type a class";
-  find.setAttribute("aria-label", "Type the name of a class");
+  find.placeholder = "Class or number";
+  find.setAttribute("aria-label", "Type the name or the number of a class");
   const tools = part("div", "tools");
   for (const [text, key, action] of [
     ["‹", "←", "previous"],
@@ -338,11 +345,10 @@ function stageFor(stage, items, kind) {
 // The classes that can be chosen: all where they are few, else those that hold what was typed.
 function showClasses(state, item) {
   const { data, parts } = state;
-  const typed = parts.find.value.trim().toLowerCase();
+  const typed = parts.find.value.trim();
   const many = data.classes.length > WITHIN;
   parts.find.hidden = !many && !state.finding;
-  let some = data.classes.map((_, label) => label);
-  if (typed) some = some.filter((label) => data.classes[label].toLowerCase().includes(typed));
+  const some = typed ? matching(data.classes, typed) : data.classes.map((_, label) => label);
   const shown = some.slice(0, many ? WITHIN : some.length);
   const text = JSON.stringify([shown, item?.given, data.classes]);
   if (text === state.classes) return;
@@ -519,10 +525,12 @@ function focusTile(state) {
   else if (bottom > tiles.scrollTop + tiles.clientHeight) tiles.scrollTop = bottom - tiles.clientHeight;
 }
 
-function openFind(root, state) {
+function openFind(root, state, typed = "") {
   state.finding = true;
-  showClasses(state, itemOf(state, state.at));
   const { find } = state.parts;
+  find.value = typed;
+  state.classes = null;
+  showClasses(state, itemOf(state, state.at));
   find.hidden = false;
   find.focus({ preventScroll: true });
   if (find.wired) return;
@@ -629,6 +637,7 @@ function onKey(event, root, state) {
     else done = false;
   } else if (PLAIN[key]) act(root, state, PLAIN[key]);
   else if (state.data.keys.includes(key)) act(root, state, "relabel", state.data.keys.indexOf(key));
+  else if (!state.data.keys.length && /^[0-9]$/.test(key)) openFind(root, state, key);
   else if (!inside) done = false;
   else if (key === "escape") act(root, state, zoom.open ? "close" : "none");
   else if (key === "enter" || key === " ") {
