@@ -17,6 +17,7 @@ from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
+from unicodedata import category
 
 import numpy as np
 import pandas as pd
@@ -1015,7 +1016,7 @@ class Build:
         self.spec = spec_from(self.summary["spec"])
         self.data = dataset(store, self.spec.data)
         self.data_id = self.data.id
-        self.classes = self.data.classes
+        self.classes = visible(self.data.classes)
         self.train_labels_N = self.data.train.labels_N
         self.train_ids = self.data.train.ids
         self.test_labels_T = self.data.test.labels_N
@@ -1859,6 +1860,14 @@ def spec_from(fields: dict[str, Any]) -> BuildSpec:
 def member_from(fields: dict[str, Any]) -> Member:
     """The member that `asdict` wrote."""
     return Member(**{**fields, "checkpoint": Checkpoint(**fields["checkpoint"])})
+
+
+def visible(names: Iterable[str]) -> tuple[str, ...]:
+    """Names of classes, with "class 3" for one of which nothing is to be seen."""
+    return tuple(
+        name if any(category(sign)[0] in "LNPS" for sign in name) else f"class {number}"
+        for number, name in enumerate(names)
+    )
 
 
 def seconds(artifacts: Iterable[Artifact]) -> float:

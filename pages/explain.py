@@ -22,18 +22,14 @@ from pages.parts.hits import hit_item, hits_grid
 from pages.parts.opened import DOUBT, build_or_stop, engine
 from pages.parts.trouble import guarded
 from pages.parts.whatif import leave, what_if
-from pages.parts.words import readable
+from pages.parts.words import literal, readable
 
 HITS = 12  # of each kind
 ANY = "any"
 FILTERS = ("label", "predicted")
-DOUBTFUL, DECIDED = "doubtful label", "decided"
-KINDS = ["wrong", "right", "all", DOUBTFUL, DECIDED]
+DOUBTFUL = "doubtful label"
+KINDS = ["wrong", "right", "all", DOUBTFUL]
 FAINT = 0.01  # a label that is wrong with a lower probability is not called doubtful
-EMPTY = {
-    DOUBTFUL: "No test label that is left to decide on looks wrong.",
-    DECIDED: "Nothing is decided on a test image yet.",
-}
 
 
 def main() -> None:
@@ -78,7 +74,7 @@ def show(build: Build, found: pd.DataFrame, left: DeltaGenerator, right: DeltaGe
             build,
             found,
             test_id,
-            EMPTY.get(kind, "No prediction is like that. Widen the filter above."),
+            "There is no such test image. Widen the filter above.",
             build.doubtful_tests.score.map("{:.0%}".format) if kind == DOUBTFUL else None,
             on_label,
             follow=True,
@@ -135,6 +131,7 @@ def filtered(build: Build) -> pd.DataFrame:
             for title, key in zip(("Label", "Predicted"), FILTERS, strict=True)
         )
         low, high = st.slider("Confidence, %", 0, 100, (0, 100), key="confidence", **bound)
+        decided = st.toggle("Only with a decision on the label", key="decided", **bound)
     tests = build.tests(labels)
     if text:
         found, said = tests.loc[build.search("test", text)], "called so or with that number"
@@ -143,8 +140,12 @@ def filtered(build: Build) -> pd.DataFrame:
         for value, column in ((label, "label"), (predicted, "predicted")):
             if value != ANY:
                 keep &= tests[column] == names.index(value)
-        found, said = of_kind(build, kind, tests[keep], labels)
-    found = steady(tests, found, (build.id, kind, label, predicted, low, high, text))
+        if decided:
+            found, said = tests[keep & tests.index.isin(labels.decisions)], "decided on"
+        else:
+            found, said = of_kind(build, kind, tests[keep], labels)
+    view = (build.id, kind, label, predicted, low, high, decided, text)
+    found = steady(tests, found, view)
     st.caption(f"{len(found)} of {len(tests)} test images, {said}.")
     st.caption(f"Test accuracy {labels.accuracy(build.predicted_T).words}.")
     return found
@@ -154,12 +155,10 @@ def of_kind(
     build: Build, kind: str, tests: pd.DataFrame, labels: Labels
 ) -> tuple[pd.DataFrame, str]:
     """Those of a kind in the order to show them, and how to say so."""
-    decided = tests.index.isin(labels.decisions)
-    if kind == DECIDED:
-        return tests[decided], "whose label was decided on"
     if kind == DOUBTFUL:
         doubt = build.doubtful_tests.score
-        some = tests[~decided & (doubt.reindex(tests.index) > FAINT)]
+        left = ~tests.index.isin(labels.decisions)
+        some = tests[left & (doubt.reindex(tests.index) > FAINT)]
         likely = int((doubt.loc[some.index] > DOUBT).sum())
         order = doubt.loc[some.index].sort_values(ascending=False, kind="stable").index
         return some.loc[order], (
@@ -216,7 +215,7 @@ def explain(build: Build, test_id: int, labels: Labels, on_hit: Handle, on_label
 
     name = build.classes[answer.target]
     st.markdown(
-        f"**Proponents** made the networks surer that this is **{name}**; "
+        f"**Proponents** made the networks surer that this is **{literal(name)}**; "
         f"**opponents** made them less sure."
     )
     hits = (*answer.proponents, *answer.opponents)

@@ -9,7 +9,7 @@ from pages.parts.asked import PAGE, test_item
 from pages.parts.grid import TRAIN, class_keys, consume, decide, grid, notice, redo, undo, verdicts
 from pages.parts.hits import hit_item, hits_grid
 from pages.parts.opened import DOUBT, build_or_stop, engine, go, thumb
-from pages.parts.words import readable
+from pages.parts.words import literal, readable
 
 HITS = 18
 NEAR = 10  # strongest proponents by which hubs are counted
@@ -73,7 +73,8 @@ def confusion(build: Build) -> None:
         name = names[predicted]
         whom = "the test image" if len(some) == 1 else f"the {len(some)} test images"
         st.markdown(
-            f"What pushed {whom} labelled **{names[label]}** towards or away from **{name}**."
+            f"What pushed {whom} labelled **{literal(names[label])}** towards or away from "
+            f"**{literal(name)}**."
         )
         shown(build, answer.proponents, answer.opponents, name, len(some))
         st.caption(
@@ -144,7 +145,8 @@ def contrast(build: Build) -> None:
     other = c.selectbox("than this", rest, index=rest.index(usual), key=f"than_{test_id}_{target}")
     picture, hits = st.columns([2, 9], gap="large")
     picture.image(build.image("test", test_id), width="stretch")
-    picture.caption(f"Test image {test_id}, labelled {names[label]}, called {names[said]}")
+    given, called = literal(names[label]), literal(names[said])
+    picture.caption(f"Test image {test_id}, labelled {given}, called {called}")
     answer = build.contrast(test_id, str(names.index(target)), str(names.index(other)), HITS)
     both = (*answer.proponents, *answer.opponents)
     times, said_scale = readable(max((abs(h.score) for h in both), default=1))

@@ -46,14 +46,13 @@ def facts(build: Build) -> None:
     columns[2].metric(
         "Test accuracy",
         f"{accuracy.given:.1%}",
-        accuracy.note or None,
-        delta_color="off",
-        delta_arrow="off",
         help="By the test labels as given. Wrong ones can be corrected, or images excluded, on the "
         "page Explain.",
     )
     columns[3].metric("Networks × masks", f"{summary['models']} × {summary['masks'] or 1}")
     columns[4].metric("Time to build", span(sum(summary["seconds"].values())))
+    if accuracy.note:
+        st.caption(f"Test accuracy {accuracy.words}.")
 
 
 def mistakes(build: Build) -> None:

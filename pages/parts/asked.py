@@ -13,6 +13,7 @@ from attribution.testlabels import Labels
 from .grid import TEST, Action, Handle, class_keys, decide, drawn, grid, redo, subject, undo
 from .opened import seen, thumb
 from .thumbs import inline
+from .words import literal
 
 PAGE = 120  # test thumbnails at a time
 LIKELY = 5  # classes offered for a test image
@@ -213,8 +214,10 @@ def question(build: Build, answer: Answer, corrected: int | None = None) -> str:
     first = list(dict.fromkeys(first))
     options = first + [c for c in range(len(build.classes)) if c not in first]
 
+    few = len(options) <= 12
+
     def words(c: int) -> str:
-        name = build.classes[c]
+        name = literal(build.classes[c]) if few else build.classes[c]
         if c == answer.predicted:
             return f"Why {name}?"
         if c == corrected:
@@ -222,7 +225,7 @@ def question(build: Build, answer: Answer, corrected: int | None = None) -> str:
         return f"Why not {name}, its label?" if c == answer.label else name
 
     key = f"question_{build.id}_{answer.test_id}"
-    control = st.pills if len(options) <= 12 else st.selectbox
+    control = st.pills if few else st.selectbox
     default = (
         {"default": answer.target}
         if control is st.pills

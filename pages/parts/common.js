@@ -87,7 +87,7 @@ const step = (key, tiles) => {
 };
 
 // Case, accents and width make no difference to what is typed.
-const folded = (text) => text.normalize("NFKD").replace(/\p{M}/gu, "").toLowerCase().trim();
+const folded = (text) => text.normalize("NFKD").replace(/\p{M}/gu, "").toUpperCase().trim();
 
 // The classes that hold what was typed, those first that are most likely meant: its name, its
 // number, the start of its name, of a word in it, any part.
@@ -119,6 +119,11 @@ const finder = ({ classes, keys, first, guess, pick, leave }) => {
   field.placeholder = "Type a class or its number";
   field.setAttribute("aria-label", "Type the name or the number of a class");
   let shown = [];
+  const take = (label) => {
+    field.value = "";
+    draw();
+    pick(label);
+  };
   const draw = () => {
     const typed = field.value.trim();
     const some = typed ? matching(classes, typed) : many ? first : classes.map((_, label) => label);
@@ -129,7 +134,7 @@ const finder = ({ classes, keys, first, guess, pick, leave }) => {
       if (keys[label] !== undefined) button.append(make("kbd", "", keys[label]));
       // On digits the key is the name: once is enough.
       if (keys[label] !== classes[label]) button.append(make("span", "name", classes[label]));
-      button.addEventListener("click", () => pick(label));
+      button.addEventListener("click", () => take(label));
       return button;
     });
     const rest = some.length - buttons.length;
@@ -140,7 +145,7 @@ const finder = ({ classes, keys, first, guess, pick, leave }) => {
   field.addEventListener("input", draw);
   field.addEventListener("keydown", (event) => {
     event.stopPropagation();
-    if (event.key === "Enter" && shown.length) pick(shown[0]);
+    if (event.key === "Enter" && shown.length) take(shown[0]);
     else if (event.key === "Escape") {
       field.value = "";
       draw();

@@ -108,6 +108,7 @@ function skeleton() {
     return node;
   };
   const stage = part("div", "stage");
+  const file = part("div", "file");
   const labels = part("div", "labels");
   const acts = part("div", "acts");
   const classes = part("div", "classes");
@@ -127,7 +128,7 @@ function skeleton() {
     if (text.length === 1) node.setAttribute("aria-label", action);
     tools.append(node);
   }
-  const card = part("div", "card", stage, labels, acts, part("div", "other", find, classes));
+  const card = part("div", "card", stage, file, labels, acts, part("div", "other", find, classes));
   const behind = part("div", "behind");
   const head = part("div", "head");
   const tiles = part("div", "tiles");
@@ -146,12 +147,13 @@ function skeleton() {
   const live = part("div", "live");
   live.setAttribute("aria-live", "polite");
   const top = [desk, empty, zoom, help, live];
-  return { top, desk, card, empty, said, tools, stage, labels, acts, find, classes, behind, head,
+  return { top, desk, card, empty, said, tools, stage, file, labels, acts, find, classes, behind, head,
            tiles, zoom, help, live };
 }
 
 function buttonOf(text, key, action, className) {
-  const node = make("button", className, text);
+  const node = make("button", className);
+  node.append(make("span", "", text));
   if (key) node.append(make("kbd", "", key));
   node.dataset.action = action;
   return node;
@@ -162,6 +164,7 @@ function tileOf(item, data) {
   tile.dataset.id = item.id;
   tile.tabIndex = -1;
   tile.setAttribute("role", "option");
+  tile.title = item.name;
   tile.setAttribute("aria-label", item.alt + (item.spot ? ", a spot check" : ""));
   const line = make("div", "line");
   line.append(make("span", "from", data.classes[item.given]));
@@ -273,6 +276,8 @@ function showOne(state, item, verdict) {
   const name = (label) => data.classes[label];
   const same = item.suggested === item.given;
   stageFor(parts.stage, [item], "one");
+  parts.file.textContent = `Training image ${item.id} · ${item.name}`;
+  parts.file.title = item.name;
   mark(parts.stage, verdict, data.classes);
   parts.stage.querySelector(".spot")?.remove();
   if (item.spot) {
@@ -303,6 +308,7 @@ function showOne(state, item, verdict) {
 function showSeveral(state, items) {
   const { data, parts } = state;
   stageFor(parts.stage, items, "several");
+  parts.file.textContent = "";
   const label = make("div", "label");
   label.append(make("span", "quiet", "all at once, one undo takes them back"),
                make("b", "", `${items.length} images`));
@@ -321,6 +327,7 @@ function showEnd(state) {
   const { parts } = state;
   parts.stage.replaceChildren(make("div", "end", "Everything here is decided."));
   parts.stage.dataset.shown = "";
+  parts.file.textContent = "";
   parts.labels.replaceChildren();
   parts.acts.replaceChildren();
 }

@@ -9,8 +9,8 @@
 //       when there are none)
 
 const ACTS = {
-  train: { keep: "Keep label", drop: "Drop" },
-  test: { keep: "Label is right", drop: "Exclude" },
+  train: { keep: "Keep", drop: "Drop" },
+  test: { keep: "Right", drop: "Exclude" },
 };
 
 export default function (component) {
@@ -244,6 +244,7 @@ function openHit(root, state, id) {
 // These and no others are selected.
 function choose(root, state, ids) {
   state.chosen = new Set(ids);
+  if (state.chosen.size !== 1) state.alone = false;
   for (const tile of tilesOf(root)) {
     const id = Number(tile.dataset.id);
     const is = state.chosen.has(id);
@@ -270,10 +271,14 @@ function showSeveral(root, state) {
     ["keep", words.keep, "K"],
     ["drop", words.drop, "X"],
     ["undo", "Undo", "U"],
-    ["none", "Select none", "Esc"],
+    ["none", "✕", ""],
   ]) {
     const button = make("button", "act", text);
-    button.append(make("kbd", "", key));
+    if (key) button.append(make("kbd", "", key));
+    else {
+      button.classList.add("none");
+      button.title = "Select none (Esc)";
+    }
     button.dataset.several = name;
     acts.append(button);
   }
@@ -289,6 +294,10 @@ function finderFor(root, state, ids) {
   const { classes, keys } = state.data;
   const items = ids.map((id) => state.items.get(id));
   const guesses = items.map((item) => item.doubt ?? item.guess).filter((label) => label != null);
+  const leave = () => {
+    if (state.alone) choose(root, state, []); // it was selected only for its class to be typed
+    focusOn(root, ids[0]);
+  };
   const first = [...new Set([...guesses, ...items.flatMap((item) => item.likely ?? [])])];
   return finder({
     classes,
@@ -297,9 +306,9 @@ function finderFor(root, state, ids) {
     guess: new Set(guesses).size === 1 ? guesses[0] : null,
     pick: (label) => {
       decide(root, state, ids, "relabel", label);
-      focusOn(root, ids[0]);
+      leave();
     },
-    leave: () => focusOn(root, ids[0]),
+    leave,
   });
 }
 
@@ -419,7 +428,8 @@ function onActKey(event, root, state, tiles, at) {
   const label = data.keys.indexOf(key);
   if (key === "o" && data.left_out) leave(root, state, id);
   else if (key === "l" || (!data.keys.length && /^[0-9]$/.test(key))) {
-    if (!state.chosen.size) choose(root, state, ids);
+    state.alone = !state.chosen.size;
+    if (state.alone) choose(root, state, ids);
     state.finder.open(key === "l" ? "" : key);
   } else if (label >= 0) decide(root, state, ids, "relabel", label);
   else if (PLAIN[key] === undefined || !act(root, state, ids, PLAIN[key])) return false;

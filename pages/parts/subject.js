@@ -58,7 +58,7 @@ function draw(root, state) {
 
 function decisions(state) {
   const { data } = state;
-  const box = make("div", "label");
+  const box = make("div", "ask");
   const acts = make("div", "acts");
   acts.append(make("span", "quiet", "Is the label wrong?"));
   for (const [name, text, key] of [
