@@ -805,6 +805,10 @@ def export(
             "label-studio-interface, fiftyone or cvat.",
         ),
     ] = "csv",
+    split: Annotated[
+        str,
+        typer.Option(help="train, or test: test labels and what was decided on them (csv)."),
+    ] = "train",
     force: Annotated[
         bool, typer.Option("--force", help="Replace what is there without asking.")
     ] = False,
@@ -813,10 +817,22 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Labels and decisions, or the data set with the decisions in force, for other tools."""
-    from .export import FOLDERS, FORMATS, aside, exported, packed
+    from .export import FOLDERS, FORMATS, aside, exported, packed, tests_csv
     from .imports import counted
 
     known("format", form, FORMATS, "--format")
+    known("split", split, ("train", "test"), "--split")
+    if split == "test":
+        known("format of test labels", form, ("csv",), "--format")
+        engine = open_engine(cache, workspace)
+        labels = engine.test_labels(build_id)
+        agreed(output, False, force)
+        write_whole(output, tests_csv(engine.open(build_id), labels))
+        told = {"file": str(output), "decisions": len(labels.decisions)}
+        if as_json:
+            return show_json(told)
+        out.print(f"{output}: {len(labels.labels_T)} examples, {told['decisions']} decisions.")
+        return None
     folder = form in FOLDERS and output.suffix.lower() != ".zip"
     engine = open_engine(cache, workspace)
     opened = engine.open(build_id)

@@ -98,6 +98,8 @@ def fidelity(build: Build, rows: list[Row]) -> None:
 
 def table(rows: list[Row]) -> None:
     """All numbers, to read and to take away."""
+    told = engine().accuracies(rows)
+    corrected = any(one.changed for one in told.values())
     st.dataframe(
         [
             {
@@ -108,6 +110,7 @@ def table(rows: list[Row]) -> None:
                 "95 % from": one.get("lds_low"),
                 "to": one.get("lds_high"),
                 "accuracy": one["accuracy"],
+                **({"test labels corrected": told[one["build"]].restated} if corrected else {}),
                 "wrong labels": (one.get("known") or {}).get("ap"),
                 "training, s": one["seconds"]["train"],
                 "attribution, s": compare.attributing(one),
@@ -134,6 +137,7 @@ def table(rows: list[Row]) -> None:
                 help="Average precision of the ranking of labels flipped on purpose, where known.",
             ),
             "accuracy": st.column_config.NumberColumn(format="percent"),
+            "test labels corrected": st.column_config.NumberColumn(format="percent"),
             "GFLOPs": st.column_config.NumberColumn(format="%.4g"),
         },
         key="compared",

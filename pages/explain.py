@@ -22,7 +22,7 @@ from pages.parts.hits import hit_item, hits_grid
 from pages.parts.opened import DOUBT, build_or_stop, engine
 from pages.parts.trouble import guarded
 from pages.parts.whatif import leave, what_if
-from pages.parts.words import literal, readable
+from pages.parts.words import literal, percent, readable
 
 HITS = 12  # of each kind
 ANY = "any"
@@ -75,10 +75,14 @@ def show(build: Build, found: pd.DataFrame, left: DeltaGenerator, right: DeltaGe
             found,
             test_id,
             "There is no such test image. Widen the filter above.",
-            build.doubtful_tests.score.map("{:.0%}".format) if kind == DOUBTFUL else None,
+            build.doubtful_tests.score.map(percent) if kind == DOUBTFUL else None,
             on_label,
             follow=True,
             **deciding(build, labels),
+        )
+        st.caption(
+            "Shift or Ctrl and click, a frame drawn with the mouse or Ctrl+A select several, whose "
+            "labels are then decided on together."
         )
     with right:
         notice()
@@ -163,7 +167,8 @@ def of_kind(
         order = doubt.loc[some.index].sort_values(ascending=False, kind="stable").index
         return some.loc[order], (
             f"{likely} of them with a label that is more probably wrong than right. The number is "
-            "how probable, by networks that never saw the image"
+            "how probable, by networks that never saw the image; it is too high where they all "
+            "make the same mistake, so look first"
         )
     if kind != "all":
         tests = tests[tests.kept & (tests.correct == (kind == "right"))]

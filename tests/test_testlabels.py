@@ -5,6 +5,7 @@ import sqlite3
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import Tiny
 from scipy.optimize import minimize
@@ -191,6 +192,18 @@ def test_the_command_lists_doubts_and_decisions(engine: Engine, build: Build) ->
     assert found["examples"][3]["excluded"] and found["accuracy"]["excluded"] == 1
     listed = {one["build"]: one for one in run("list")}
     assert listed[build.id]["restated"] == found["accuracy"]
+    file = engine.workspace / "tests.csv"
+    assert run("export", build.id, "--split", "test", "-o", str(file)) == {
+        "file": str(file), "decisions": 1,
+    }  # fmt: skip
+    written = pd.read_csv(file, dtype=str)
+    assert written.example_id.tolist() == list(build.test_ids)
+    assert written.given_label.tolist() == [build.classes[c] for c in build.test_labels_T]
+    assert written.index[written.final_label.isna()].tolist() == [right]
+    bad = CliRunner().invoke(
+        cli, ["export", build.id, "--split", "test", "--format", "cvat", "-o", str(file), *where]
+    )
+    assert isinstance(bad.exception, UserError) and "csv" in str(bad.exception)
     plain = CliRunner().invoke(cli, ["testlabels", build.id, *where])
     assert "1 test image excluded" in plain.output.replace("\n", " ")
     bad = CliRunner().invoke(cli, ["testlabels", build.id, "-k", "0", *where])

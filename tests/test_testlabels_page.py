@@ -16,7 +16,7 @@ from attribution.engine import Build, Engine
 from attribution.groups import most_confused
 from pages.parts import opened
 from pages.parts.thumbs import ROUTES
-from pages.parts.words import literal
+from pages.parts.words import literal, percent
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_the_doubtful_are_ranked_with_their_probability(engine: Engine, build: B
     some = frame[frame.score > 0.01]
     shown = items(app, "tests")
     assert [one["id"] for one in shown] == some.index[:120].tolist()
-    assert [one["note"] for one in shown] == [f"{p:.0%}" for p in some.score[:120]]
+    assert [one["note"] for one in shown] == [percent(p) for p in some.score[:120]]
     assert any(f"{(some.score > 0.5).sum()} of them with a label" in c.value for c in app.caption)
     act(app, "tests", {"type": "decide", "each": [{"id": shown[0]["id"], "verdict": "keep"}]})
     app = fine(page("explain", show="doubtful label"))
@@ -151,6 +151,12 @@ def test_the_matrix_of_many_classes_is_of_the_most_confused() -> None:
     assert most_confused(counts, 3).tolist() == [3, 7, 20]
     assert most_confused(counts, 4, [29]).tolist() == [3, 7, 20, 29]
     assert most_confused(counts, 99).tolist() == list(range(30))
+
+
+def test_no_probability_is_told_as_certain() -> None:
+    assert [percent(p) for p in (0, 0.01, 0.424, 0.99, 0.996)] == [
+        "<1%", "1%", "42%", "99%", ">99%",
+    ]  # fmt: skip
 
 
 def test_markdown_in_a_name_stays_as_it_is() -> None:

@@ -13,7 +13,7 @@ from attribution.testlabels import Labels
 from .grid import TEST, Action, Handle, class_keys, decide, drawn, grid, redo, subject, undo
 from .opened import seen, thumb
 from .thumbs import inline
-from .words import literal
+from .words import literal, percent
 
 PAGE = 120  # test thumbnails at a time
 LIKELY = 5  # classes offered for a test image
@@ -170,7 +170,9 @@ def card(build: Build, answer: Answer, labels: Labels, handle: Handle) -> None:
         title=f"Test image {test_id}",
         name=build.name("test", test_id),
         facts=facts,
-        doubt=f"Its label is wrong with a probability of {doubt:.0%}." if doubt > 0.01 else "",
+        doubt=f"The label as given is wrong with a probability of {percent(doubt)}."
+        if doubt > 0.01
+        else "",
         verdict=drawn({0: labels.decisions.get(test_id)}).get(0),
         given=answer.label,
         classes=list(build.classes),

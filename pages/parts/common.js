@@ -112,7 +112,7 @@ const matching = (classes, typed) => {
 // that hold what is typed, of which Enter takes the first. `pick(label)`, `leave()` on Escape.
 const WITHIN = 12;
 const finder = ({ classes, keys, first, guess, pick, leave }) => {
-  const many = classes.length > WITHIN;
+  const many = classes.length > keys.length; // than have a key of their own
   const box = make("div", "finder");
   const list = make("div", "classes");
   const field = make("input", "find");

@@ -353,7 +353,7 @@ function stageFor(stage, items, kind) {
 function showClasses(state, item) {
   const { data, parts } = state;
   const typed = parts.find.value.trim();
-  const many = data.classes.length > WITHIN;
+  const many = data.classes.length > data.keys.length;
   parts.find.hidden = !many && !state.finding;
   const some = typed ? matching(data.classes, typed) : data.classes.map((_, label) => label);
   const shown = some.slice(0, many ? WITHIN : some.length);

@@ -40,6 +40,13 @@ def readable(largest: float) -> tuple[float, str]:
     return 1000.0**power, f"Scores are shown times {1000**power:,}. " if power else ""
 
 
+def percent(probability: float) -> str:
+    """A probability that is never quite sure: <1%, 42%, >99%."""
+    if 0.01 <= probability <= 0.99:
+        return f"{probability:.0%}"
+    return "<1%" if probability < 0.5 else ">99%"
+
+
 def literal(name: str) -> str:
     """A name as it is, where Markdown is read."""
     return re.sub(r"([^\w\s])", r"\\\1", " ".join(name.split()))
