@@ -196,7 +196,9 @@ def test_the_page_trains_again_and_shows_what_changed(
     assert options[options.index("--revision") + 1] == engine.revise(tiny.build).id
     made = CliRunner().invoke(cli, ["build", *options, "--cache", str(engine.cache), "--json"])
     after = json.loads(made.stdout)["build"]
+    engine.decisions.decide(build.test_half.id, build.test_ids[5], "drop")
     changed = engine.changes(tiny.build, after)
+    assert 5 not in changed.table.index and "1 test image excluded" in changed.summary.words
     for at in (tiny.build, after):  # either of the two is asked for
         app = AppTest.from_file(APP, default_timeout=60)
         app.switch_page("pages/changes.py")
@@ -208,6 +210,7 @@ def test_the_page_trains_again_and_shows_what_changed(
             shown_ids = [i["id"] for i in items(app, "changes", group)]
             assert set(shown_ids) <= set(wanted) and len(shown_ids) == min(60, len(wanted))
         assert app.metric[0].value == f"{changed.summary.after:.1%}"
+        assert any(c.value.startswith(changed.summary.as_given) for c in app.caption)
     first = items(app, "changes", 2)[0]["id"]
     act(app, "changes", {"type": "pick", "id": first})
     assert app.session_state["test"] == first and app.session_state["build"] == after

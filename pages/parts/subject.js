@@ -34,10 +34,10 @@ function draw(root, state) {
   const image = picture(data.src, data.alt, "big");
   image.title = "Enlarge (Z)";
   image.addEventListener("click", () => zoom(state));
-  const title = make("div", "title", data.title);
   const name = make("span", "file", data.name);
   name.title = data.name;
-  title.append(name);
+  const title = make("div", "title");
+  title.append(make("span", "", data.title), name);
   const words = make("div", "words");
   const facts = make("div", "facts");
   for (const [text, tone] of data.facts) facts.append(make("span", `fact ${tone}`, text));
@@ -111,8 +111,8 @@ function zoom(state) {
     figure.append(image, caption);
     pair.append(figure);
   }
-  const words = make("p", "caption", data.title);
-  words.append(make("span", "file", data.name));
+  const words = make("p", "caption");
+  words.append(make("span", "", data.title), make("span", "file", data.name));
   state.zoom.replaceChildren(pair, words);
   state.zoom.showModal();
 }
