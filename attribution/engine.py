@@ -477,14 +477,13 @@ class Engine:
                 continue
             try:
                 some = self._half_of(spec_from(summary["spec"]).data)
-                if some.id not in labels:
-                    decided = self.decisions.in_force(some.id)
-                    labels[some.id] = testlabels.in_force(some, decided)
-                if labels[some.id].decisions:
-                    probs_TC = found(self.store, "build", name).array("test_probs")
-                    told[name] = labels[some.id].accuracy(probs_TC.argmax(1))
+                probs_TC = found(self.store, "build", name).array("test_probs")
             except UserError:  # of damaged data, which is told where the build is opened
                 continue
+            if some.id not in labels:
+                labels[some.id] = testlabels.in_force(some, self.decisions.in_force(some.id))
+            if labels[some.id].decisions:
+                told[name] = labels[some.id].accuracy(probs_TC.argmax(1))
         return told
 
     def _half_of(self, spec: DataSpec) -> testlabels.Half:
