@@ -287,7 +287,9 @@ function showOne(state, item, verdict) {
   }
   const label = (words, text, share, kind) => {
     const box = make("div", `label ${kind}`);
-    box.append(make("span", "quiet", words), make("b", "", text), make("span", "quiet share", share));
+    const named = make("b", text.length > 10 ? "long" : "", text);
+    named.title = text;
+    box.append(make("span", "quiet", words), named, make("span", "quiet share", share));
     return box;
   };
   const labels = [label("labelled", name(item.given), item.probabilities[0], "")];
@@ -349,13 +351,15 @@ function stageFor(stage, items, kind) {
   stage.replaceChildren(...shown.map(eager));
 }
 
-// The classes that can be chosen: all where they are few, else those that hold what was typed.
+// The classes that can be chosen: all where they are few, else the likely one, or those that hold
+// what was typed.
 function showClasses(state, item) {
   const { data, parts } = state;
   const typed = parts.find.value.trim();
   const many = data.classes.length > data.keys.length;
   parts.find.hidden = !many && !state.finding;
-  const some = typed ? matching(data.classes, typed) : data.classes.map((_, label) => label);
+  const usual = many ? (item ? [item.suggested] : []) : data.classes.map((_, label) => label);
+  const some = typed ? matching(data.classes, typed) : usual;
   const shown = some.slice(0, many ? WITHIN : some.length);
   const text = JSON.stringify([shown, item?.given, data.classes]);
   if (text === state.classes) return;
