@@ -18,6 +18,7 @@ from typing import Annotated, Any, cast
 import numpy as np
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -31,6 +32,7 @@ from .records import (
     Report,
     UserError,
     known,
+    within,
 )
 
 app = typer.Typer(
@@ -236,11 +238,13 @@ def build(
 
 
 @app.command(name="list")
-def list_builds(cache: Cache = CACHE, as_json: AsJson = False) -> None:
-    """The finished builds, newest first."""
-    found = open_engine(cache).builds()
+def list_builds(workspace: Workspace = None, cache: Cache = CACHE, as_json: AsJson = False) -> None:
+    """The finished builds, newest first; accuracy also with the decisions on test labels."""
+    engine = open_engine(cache, workspace)
+    found = engine.builds()
+    told = engine.accuracies(found)
     if as_json:
-        return show_json(found)
+        return show_json([b | restated(told[b["build"]]) for b in found])
     if not found:
         out.print(f"No builds in {cache}: make one with `python -m attribution build`.")
         return None
@@ -248,7 +252,7 @@ def list_builds(cache: Cache = CACHE, as_json: AsJson = False) -> None:
     for b in found:
         table.add_row(
             b["build"], b["data"], f"{b['noise']:.0%}", b["model"], b["ensemble"], b["estimator"],
-            f"{b['accuracy']:.3f}", b["created"],
+            told[b["build"]].words, b["created"],
         )  # fmt: skip
     out.print(table)
     return None
@@ -338,6 +342,61 @@ def mislabels(
             row["why"],
         )  # fmt: skip
     out.print(table)
+    return None
+
+
+@app.command()
+def testlabels(
+    build_id: BuildId,
+    k: Annotated[int, typer.Option("-k", help="Number of test examples.")] = 20,
+    workspace: Workspace = None,
+    cache: Cache = CACHE,
+    as_json: AsJson = False,
+) -> None:
+    """The test labels that are probably wrong, those decided on, and accuracy with and without.
+
+    The score is the probability that the label is wrong, by networks that never saw the image.
+    They are corrected, or images excluded, on the page Explain.
+    """
+    engine = open_engine(cache, workspace)
+    opened = engine.open(build_id)
+    within([("-k", k, 1, len(opened.test_ids))])
+    labels = engine.test_labels(build_id)
+    accuracy = labels.accuracy(opened.predicted_T)
+    frame = opened.doubtful_tests
+    rows = [
+        {
+            "test_id": int(t),
+            "example_id": opened.test_ids[t],
+            "given_label": int(one["given"]),
+            "suggested_label": int(one["suggested"]),
+            "score": float(one["score"]),
+            "networks": int(one["networks"]),
+            "decision": decision.verdict if (decision := labels.decisions.get(t)) else None,
+            "label": int(labels.labels_T[t]),
+            "excluded": not labels.kept_T[t],
+        }
+        for t, one in frame[
+            (np.arange(len(frame)) < k) | frame.index.isin(labels.decisions)
+        ].iterrows()
+    ]
+    if as_json:
+        found = {"examples": rows, "expected": float(frame["score"].sum())}
+        return show_json(found | {"accuracy": asdict(accuracy)})
+    table = Table("test_id", "given", "suggested", "score", "networks against it", "decision")
+    names = opened.classes
+    for row in rows:
+        said = row["decision"] or ""
+        if said == "relabel":
+            said = f"it is {names[row['label']]}"
+        table.add_row(
+            str(row["test_id"]), escape(names[row["given_label"]]),
+            escape(names[row["suggested_label"]]), f"{row['score']:.3f}",
+            f"{row['networks']} of {opened.summary['models']}",
+            escape("exclude" if row["excluded"] else said),
+        )  # fmt: skip
+    out.print(table)
+    out.print(f"Test accuracy {accuracy.words}.")
     return None
 
 
@@ -746,6 +805,10 @@ def export(
             "label-studio-interface, fiftyone or cvat.",
         ),
     ] = "csv",
+    split: Annotated[
+        str,
+        typer.Option(help="train, or test: test labels and what was decided on them (csv)."),
+    ] = "train",
     force: Annotated[
         bool, typer.Option("--force", help="Replace what is there without asking.")
     ] = False,
@@ -754,10 +817,22 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Labels and decisions, or the data set with the decisions in force, for other tools."""
-    from .export import FOLDERS, FORMATS, aside, exported, packed
+    from .export import FOLDERS, FORMATS, aside, exported, packed, tests_csv
     from .imports import counted
 
     known("format", form, FORMATS, "--format")
+    known("split", split, ("train", "test"), "--split")
+    if split == "test":
+        known("format of test labels", form, ("csv",), "--format")
+        engine = open_engine(cache, workspace)
+        labels = engine.test_labels(build_id)
+        agreed(output, False, force)
+        write_whole(output, tests_csv(engine.open(build_id), labels))
+        told = {"file": str(output), "decisions": len(labels.decisions)}
+        if as_json:
+            return show_json(told)
+        out.print(f"{output}: {len(labels.labels_T)} examples, {told['decisions']} decisions.")
+        return None
     folder = form in FOLDERS and output.suffix.lower() != ".zip"
     engine = open_engine(cache, workspace)
     opened = engine.open(build_id)
@@ -874,6 +949,11 @@ def open_engine(cache: Path, workspace: Path | None = None) -> Any:
             found=f"{cache} is a file", wanted="a folder", next_step="choose another --cache"
         )
     return Engine(cache, workspace)
+
+
+def restated(accuracy: Any) -> dict[str, Any]:
+    """What `list` adds to a build whose test labels were decided on."""
+    return {"restated": asdict(accuracy)} if accuracy.changed else {}
 
 
 def parsed_dims(text: str) -> dict[str, int]:

@@ -1,5 +1,7 @@
 """What training again bought: two builds on the same test images, image by image.
 
+By the test labels in force: corrected ones count as corrected, excluded images not at all.
+
 Axes: T test examples, C classes.
 """
 
@@ -9,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from .records import UserError
+from .testlabels import Labels
 
 KINDS = ("mended", "broken", "still wrong", "still right")
 
@@ -23,10 +26,23 @@ class Summary:
     broken: int  # right before, wrong after
     still_wrong: int
     chance: float  # that equally good networks differ as much (exact McNemar test, two-sided)
+    given_before: float  # accuracy by the labels as given
+    given_after: float
+    test_labels: str = ""  # what was decided on test labels, in words
+
+    @property
+    def as_given(self) -> str:
+        """Accuracy without the decisions on test labels; "" where there are none."""
+        if not self.test_labels:
+            return ""
+        return (
+            f"With {self.test_labels}; by the labels as given {self.given_before:.1%} before, "
+            f"{self.given_after:.1%} after."
+        )
 
     @property
     def words(self) -> str:
-        """The summary in a sentence."""
+        """The summary in sentences."""
         surely = (
             "Networks that are equally good would differ as much by chance "
             f"{self.chance:.0%} of the time."
@@ -34,6 +50,7 @@ class Summary:
         return (
             f"Test accuracy {self.before:.1%} before, {self.after:.1%} after: {self.mended} "
             f"mistakes mended, {self.broken} new ones. {surely}"
+            + (f" {self.as_given}" if self.as_given else "")
         )
 
 
@@ -46,7 +63,7 @@ class Changes:
 
 
 def changes(
-    labels_T: np.ndarray, before_TC: np.ndarray, after_TC: np.ndarray, before: str, after: str
+    labels: Labels, before_TC: np.ndarray, after_TC: np.ndarray, before: str, after: str
 ) -> Changes:
     """Compare the probabilities that two builds give to the same test images.
 
@@ -60,6 +77,14 @@ def changes(
             next_step="compare a build with the one that its decisions were made on",
         )
     was_T, is_T = before_TC.argmax(1), after_TC.argmax(1)
+    was, now = labels.accuracy(was_T), labels.accuracy(is_T)
+    if was.restated is None or now.restated is None:
+        raise UserError(
+            found="no test image that is not excluded",
+            wanted="at least one",
+            next_step="take an exclusion back on the page Explain",
+        )
+    labels_T = labels.labels_T
     right = np.stack([was_T == labels_T, is_T == labels_T])
     kind_T = np.select([~right[0] & right[1], right[0] & ~right[1], ~right[0]], KINDS[:3], KINDS[3])
     rows = np.arange(len(labels_T))
@@ -73,16 +98,19 @@ def changes(
             "kind": kind_T,
         },
         index=pd.RangeIndex(len(labels_T), name="test_id"),
-    )
+    )[labels.kept_T]
     count = table.kind.value_counts()
     mended, broken = (int(count.get(k, 0)) for k in KINDS[:2])
     summary = Summary(
-        before=float(right[0].mean()),
-        after=float(right[1].mean()),
+        before=was.restated,
+        after=now.restated,
         mended=mended,
         broken=broken,
         still_wrong=int(count.get("still wrong", 0)),
         chance=by_chance(mended, broken),
+        given_before=was.given,
+        given_after=now.given,
+        test_labels=now.changed,
     )
     return Changes(table, summary)
 

@@ -17,6 +17,7 @@ from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
+from unicodedata import category
 
 import numpy as np
 import pandas as pd
@@ -26,7 +27,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
-from . import groups, jobs, signals, strategies, tuning, whatif
+from . import groups, jobs, signals, strategies, testlabels, tuning, whatif
 from . import index as indexes
 from .adapters import checked, fitted, loaded, saved
 from .brittleness import BrittlenessSpec, flips
@@ -49,6 +50,7 @@ from .records import (
     Answer,
     BuildSpec,
     Checkpoint,
+    DataSpec,
     EstimatorSpec,
     FeatureSpec,
     Hit,
@@ -96,6 +98,7 @@ class Engine:
         self._opened: OrderedDict[str, Build] = OrderedDict()
         self._tops: OrderedDict[str, np.ndarray] = OrderedDict()
         self._variances: OrderedDict[str, Variance | None] = OrderedDict()
+        self._halves: OrderedDict[str, testlabels.Half] = OrderedDict()
         self._lock = threading.Lock()
 
     def builds(self) -> list[dict[str, Any]]:
@@ -455,7 +458,38 @@ class Engine:
                 wanted="the same test images",
                 next_step="compare a build with the one that its decisions were made on",
             )
-        return changes(before.test_labels_T, before.probs_TC, after.probs_TC, before_id, after_id)
+        labels = self.test_labels(before_id)
+        return changes(labels, before.probs_TC, after.probs_TC, before_id, after_id)
+
+    def test_labels(self, build_id: str) -> testlabels.Labels:
+        """The test labels of a build with the decisions in force on them."""
+        some = self.open(build_id).test_half
+        return testlabels.in_force(some, self.decisions.in_force(some.id))
+
+    def accuracies(self, summaries: Iterable[dict[str, Any]]) -> dict[str, testlabels.Accuracy]:
+        """Test accuracy of builds, with the decisions on test labels; opens none of them."""
+        labels: dict[str, testlabels.Labels] = {}
+        told = {}
+        for summary in summaries:
+            name, was = summary["build"], summary["accuracy"]
+            told[name] = testlabels.Accuracy(given=was, restated=was, corrected=0, excluded=0)
+            if not self.decisions.path.exists():  # and no data set need be read
+                continue
+            try:
+                some = self._half_of(spec_from(summary["spec"]).data)
+                probs_TC = found(self.store, "build", name).array("test_probs")
+            except UserError:  # of damaged data, which is told where the build is opened
+                continue
+            if some.id not in labels:
+                labels[some.id] = testlabels.in_force(some, self.decisions.in_force(some.id))
+            if labels[some.id].decisions:
+                told[name] = labels[some.id].accuracy(probs_TC.argmax(1))
+        return told
+
+    def _half_of(self, spec: DataSpec) -> testlabels.Half:
+        return recalled(
+            self._halves, content_id(spec), lambda: testlabels.half(dataset(self.store, spec))
+        )
 
     def revision(self, build_id: str) -> Revision | None:
         """The decisions that a build's data has been through, or None."""
@@ -984,10 +1018,11 @@ class Build:
         self.spec = spec_from(self.summary["spec"])
         self.data = dataset(store, self.spec.data)
         self.data_id = self.data.id
-        self.classes = self.data.classes
+        self.classes = visible(self.data.classes)
         self.train_labels_N = self.data.train.labels_N
         self.train_ids = self.data.train.ids
         self.test_labels_T = self.data.test.labels_N
+        self.test_ids = self.data.test.ids
         self.probs_TC = artifact.array("test_probs")
         self.predicted_T = self.probs_TC.argmax(1)
         self.index = self._part("index", self.parts["index"][0])
@@ -1020,23 +1055,40 @@ class Build:
         """How its networks were trained; the seed is the first one's."""
         return recipe(self.store, found(self.store, "build", self.id))
 
-    def tests(self) -> pd.DataFrame:
-        """One row a test example: label, predicted, confidence (of the predicted), correct."""
+    def tests(self, labels: testlabels.Labels | None = None) -> pd.DataFrame:
+        """One row a test example: label, predicted, confidence (of the predicted), correct.
+
+        With `labels`, by those in force; then also `given`, and `kept`, False for the excluded.
+        """
+        label_T = self.test_labels_T if labels is None else labels.labels_T
+        more = {} if labels is None else {"given": labels.given_T, "kept": labels.kept_T}
         return pd.DataFrame(
             {
-                "label": self.test_labels_T,
+                "label": label_T,
                 "predicted": self.predicted_T,
                 "confidence": self.probs_TC.max(1),
-                "correct": self.predicted_T == self.test_labels_T,
+                "correct": self.predicted_T == label_T,
+                **more,
             },
-            index=pd.RangeIndex(len(self.test_labels_T), name="test_id"),
+            index=pd.RangeIndex(len(label_T), name="test_id"),
         )
 
-    def confusion_CC(self) -> np.ndarray:
-        """Counts of test examples, rows by label and columns by prediction."""
+    def confusion_CC(self, labels: testlabels.Labels | None = None) -> np.ndarray:
+        """Counts of test examples, rows by label and columns by prediction; as `tests`."""
         classes = len(self.classes)
-        pairs = self.test_labels_T * classes + self.predicted_T
+        tests = self.tests(labels)
+        tests = tests if labels is None else tests[tests.kept]
+        pairs = (tests.label * classes + tests.predicted).to_numpy()
         return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+
+    @cached_property
+    def test_half(self) -> testlabels.Half:
+        return testlabels.half(self.data)
+
+    @cached_property
+    def doubtful_tests(self) -> pd.DataFrame:
+        """All test examples, the one whose label is most probably wrong first (`testlabels`)."""
+        return testlabels.suspects(self.test_labels_T, np.stack(self._probs_I))
 
     def query(self, test_id: int, k: int = 12, target: str = "predicted") -> Answer:
         """The strongest proponents and opponents of a test example's target class.
@@ -1480,7 +1532,7 @@ class Build:
     def image(self, split: str, position: int) -> np.ndarray:
         """The image as stored, uint8 (H, W) or (H, W, 3). Raises `UserError` out of range."""
         known("split", split, ("train", "test"), "train or test")
-        images = (self.data.train if split == "train" else self.data.test).images
+        images = self._half(split).images
         if not 0 <= position < len(images):
             raise UserError(
                 found=f"{split} image {position}",
@@ -1488,6 +1540,27 @@ class Build:
                 next_step="choose one in that range",
             )
         return images[position]
+
+    def seen(self, split: str, position: int) -> np.ndarray:
+        """What the network gets of an image, as pixels again: uint8 (H, W) or (H, W, 3)."""
+        x_CHW = inputs(self.spec.model, self.data, self.image(split, position)[None])[0]
+        mean, std = (torch.tensor(v)[:, None, None] for v in (self.data.mean, self.data.std))
+        pixels_CHW = (x_CHW * std.clamp_min(1e-6) + mean).clamp(0, 1).mul(255).round().byte()
+        return pixels_CHW.permute(1, 2, 0).squeeze(2).numpy()
+
+    def _half(self, split: str) -> Split:
+        return self.data.train if split == "train" else self.data.test
+
+    def name(self, split: str, position: int) -> str:
+        """What an image is called: its example id."""
+        return self._half(split).ids[position]
+
+    def search(self, split: str, text: str) -> list[int]:
+        """Positions of the images with this number, or whose name has `text` in it."""
+        wanted, names = text.strip().casefold(), self._half(split).ids
+        if wanted.isdecimal():
+            return [n for n in (int(wanted[:18]),) if n < len(names)]
+        return [n for n, name in enumerate(names) if wanted in name.casefold()]
 
     def _query_Md(self, test_id: int, target: int) -> np.ndarray:
         if (test_id, target) in self._row_of:
@@ -1789,6 +1862,14 @@ def spec_from(fields: dict[str, Any]) -> BuildSpec:
 def member_from(fields: dict[str, Any]) -> Member:
     """The member that `asdict` wrote."""
     return Member(**{**fields, "checkpoint": Checkpoint(**fields["checkpoint"])})
+
+
+def visible(names: Iterable[str]) -> tuple[str, ...]:
+    """Names of classes, with "class 3" for one of which nothing is to be seen."""
+    return tuple(
+        name if any(category(sign)[0] in "LNPS" for sign in name) else f"class {number}"
+        for number, name in enumerate(names)
+    )
 
 
 def seconds(artifacts: Iterable[Artifact]) -> float:

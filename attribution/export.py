@@ -15,8 +15,9 @@ import pandas as pd
 import pyarrow as pa
 
 from . import exchange
-from .exchange import COLUMNS, TYPES, Files, facts, names, parquet_of, rows
+from .exchange import COLUMNS, TYPES, Files, facts, legible, names, parquet_of, rows
 from .records import Decision, known
+from .testlabels import Labels
 
 if TYPE_CHECKING:
     from .engine import Build
@@ -42,6 +43,32 @@ def decisions_parquet(build: "Build", decisions: dict[str, Decision]) -> bytes:
 def table(build: "Build", decisions: dict[str, Decision]) -> list[dict[str, Any]]:
     classes = names(build)
     return [facts(row, classes, build.id) for row in rows(build, decisions)]
+
+
+def tests_csv(build: "Build", labels: Labels) -> bytes:
+    """One row a test example, by test_id; written as `decisions_csv` writes the training ones."""
+    classes, doubts = names(build), build.doubtful_tests.sort_index()
+    columns = (
+        "example_id", "test_id", "given_label", "predicted_label", "confidence",
+        "suggested_label", "suspicion", "decision", "new_label", "final_label", "reviewer",
+        "decided_at", "build",
+    )  # fmt: skip
+
+    def lines() -> Iterator[list[object]]:
+        for one in build.tests(labels).itertuples():
+            t = one.Index
+            decision, doubt = labels.decisions.get(t), doubts.loc[t]
+            new = classes[one.label] if decision and decision.verdict == "relabel" else None
+            yield [
+                build.test_ids[t], t, classes[one.given], classes[one.predicted],
+                float(one.confidence), classes[int(doubt.suggested)], float(doubt.score),
+                decision.verdict if decision else None, new,
+                classes[one.label] if one.kept else None,
+                legible(decision.reviewer) if decision else None,
+                decision.time if decision else None, build.id,
+            ]  # fmt: skip
+
+    return csv_of(columns, lines())
 
 
 def cleanlab_csv(build: "Build", decisions: dict[str, Decision]) -> bytes:

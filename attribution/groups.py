@@ -5,6 +5,7 @@ Queries are vectors and scores inner products, so sums and differences of querie
 Axes: G queries of a group, C candidates, M members, d index dimensions, T test examples.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,6 +65,17 @@ def supported(
         for c in order
         if sign * rest_C[c] > 0
     )
+
+
+def most_confused(counts_CC: np.ndarray, most: int, always: Iterable[int] = ()) -> np.ndarray:
+    """The classes of a confusion matrix with the most mistakes, at most so many, in their order.
+
+    Those of `always` are among them.
+    """
+    off_CC = counts_CC - np.diag(np.diag(counts_CC))
+    mistakes_C = (off_CC.sum(0) + off_CC.sum(1)).astype(float)
+    mistakes_C[list(always)] = np.inf
+    return np.sort(np.argsort(-mistakes_C, kind="stable")[:most])
 
 
 def hubs(top_Tk: np.ndarray, labels_N: np.ndarray) -> pd.DataFrame:

@@ -94,6 +94,8 @@ def facts(changed: Changes, made: Revision) -> None:
     columns[1].metric("Before", f"{summary.before:.1%}")
     columns[2].metric("Mistakes mended", summary.mended)
     columns[3].metric("New mistakes", summary.broken)
+    if summary.as_given:
+        st.caption(f"{summary.as_given} Excluded images are in no list below.")
     by = ", ".join(r for r in made.reviewers if r)
     missing = (
         f" {len(made.missing)} were on images this data does not have." if made.missing else ""

@@ -98,6 +98,8 @@ def fidelity(build: Build, rows: list[Row]) -> None:
 
 def table(rows: list[Row]) -> None:
     """All numbers, to read and to take away."""
+    told = engine().accuracies(rows)
+    corrected = any(one.changed for one in told.values())
     st.dataframe(
         [
             {
@@ -108,6 +110,7 @@ def table(rows: list[Row]) -> None:
                 "95 % from": one.get("lds_low"),
                 "to": one.get("lds_high"),
                 "accuracy": one["accuracy"],
+                **({"test labels corrected": told[one["build"]].restated} if corrected else {}),
                 "wrong labels": (one.get("known") or {}).get("ap"),
                 "training, s": one["seconds"]["train"],
                 "attribution, s": compare.attributing(one),
@@ -134,6 +137,7 @@ def table(rows: list[Row]) -> None:
                 help="Average precision of the ranking of labels flipped on purpose, where known.",
             ),
             "accuracy": st.column_config.NumberColumn(format="percent"),
+            "test labels corrected": st.column_config.NumberColumn(format="percent"),
             "GFLOPs": st.column_config.NumberColumn(format="%.4g"),
         },
         key="compared",
@@ -219,9 +223,9 @@ def ordered(build: Build, columns: list[Row]) -> tuple[pd.DataFrame, pd.Series |
     """The test images, those first on which a chosen pair agrees least, and how much it does."""
     pairs = {f"{a['name']}  |  {b['name']}": (a, b) for a, b in combinations(columns, 2)}
     order = st.selectbox("Where they disagree most", [*pairs, MISTAKES], key="order")
-    tests = build.tests()
+    tests = build.tests(engine().test_labels(build.id))
     if order not in pairs:
-        wrong = tests[~tests.correct].sort_values("confidence", ascending=False)
+        wrong = tests[~tests.correct & tests.kept].sort_values("confidence", ascending=False)
         return wrong, None
     with st.spinner("Looking up the hits of every test image"):
         a, b = (engine().top(one["build"], HITS) for one in pairs[order])

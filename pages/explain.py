@@ -6,23 +6,30 @@ from streamlit.delta_generator import DeltaGenerator
 
 from attribution.engine import Build
 from attribution.records import Hit
+from attribution.testlabels import Labels
 from pages.parts import charts
-from pages.parts.asked import card, chosen_test, forget_test, pick, question, test_grid
-from pages.parts.grid import (
-    consume,
-    decide,
-    notice,
-    undo,
+from pages.parts.asked import (
+    card,
+    chosen_test,
+    deciding,
+    forget_test,
+    on_test,
+    question,
+    test_grid,
 )
+from pages.parts.grid import Handle, consume, decide, notice, redo, undo
 from pages.parts.hits import hit_item, hits_grid
-from pages.parts.opened import build_or_stop
+from pages.parts.opened import DOUBT, build_or_stop, engine
 from pages.parts.trouble import guarded
 from pages.parts.whatif import leave, what_if
-from pages.parts.words import readable
+from pages.parts.words import literal, percent, readable
 
 HITS = 12  # of each kind
 ANY = "any"
 FILTERS = ("label", "predicted")
+DOUBTFUL = "doubtful label"
+KINDS = ["wrong", "right", "all", DOUBTFUL]
+FAINT = 0.01  # a label that is wrong with a lower probability is not called doubtful
 
 
 def main() -> None:
@@ -43,34 +50,63 @@ def show(build: Build, found: pd.DataFrame, left: DeltaGenerator, right: DeltaGe
     def on_hit(action: dict) -> None:
         if action.get("type") == "undo":
             undo(build)
+        elif action.get("type") == "redo":
+            redo(build)
         elif action.get("type") == "leave" and isinstance(action.get("id"), int):
             leave(action["id"])
         elif action.get("type") == "decide":
-            decide(build, action, st.session_state.get("evidence", {}).get(action.get("id"), {}))
+            shown = st.session_state.get("evidence", {})
+            decide(build, action, lambda train_id: shown.get(train_id, {}))
 
-    consume("tests", pick)
+    def on_label(action: dict) -> None:
+        on_test(build, action)
+
+    consume("tests", on_label)
+    consume("subject", on_label)
     consume("hits", on_hit)
+    if engine().decisions.newest(build.test_half.id) != st.session_state["labels_at"]:
+        st.rerun()  # accuracy, matrix and list are outside of this fragment
+    labels = engine().test_labels(build.id)
     test_id = chosen_test(build, found)
+    kind = st.session_state["show"]
     with left:
-        test_grid(build, found, test_id, "No prediction is like that. Widen the filter above.")
+        test_grid(
+            build,
+            found,
+            test_id,
+            "There is no such test image. Widen the filter above.",
+            build.doubtful_tests.score.map(percent) if kind == DOUBTFUL else None,
+            on_label,
+            follow=True,
+            **deciding(build, labels),
+        )
+        st.caption(
+            "Shift or Ctrl and click, a frame drawn with the mouse or Ctrl+A select several, whose "
+            "labels are then decided on together."
+        )
     with right:
         notice()
         if test_id is None:
             st.info("Choose a prediction on the left.")
         else:
-            explain(build, test_id, on_hit)
+            explain(build, test_id, labels, on_hit, on_label)
 
 
 def filtered(build: Build) -> pd.DataFrame:
-    """The rows of `build.tests()` that the filter lets through, the surest first."""
+    """The rows of `build.tests()` that the filter lets through, the surest first.
+
+    By the labels in force. What is decided while a filter stays is not taken out of its list, so
+    that nothing moves under the keys.
+    """
     names = list(build.classes)
+    st.session_state["labels_at"] = engine().decisions.newest(build.test_half.id)
+    labels = engine().test_labels(build.id)
     bound = {"bind": "query-params", "persist_state": "session", "on_change": forget_test}
-    top, more = st.columns([3, 2], vertical_alignment="center")
     if "show" not in st.query_params:  # a default of the widget's own cannot be changed by a click
         st.session_state.setdefault("show", "wrong")
-    kind = top.segmented_control(
+    kind = st.segmented_control(
         "Predictions",
-        ["wrong", "right", "all"],
+        KINDS,
         key="show",
         required=True,
         label_visibility="collapsed",
@@ -82,7 +118,16 @@ def filtered(build: Build) -> pd.DataFrame:
     )
     matrix_key = f"matrix_{st.session_state.get('matrix', 0)}"
     charts.confusion(
-        build.confusion_CC(), build.classes, chosen, lambda: cell(matrix_key), matrix_key
+        build.confusion_CC(labels), build.classes, chosen, lambda: cell(matrix_key), matrix_key
+    )
+    look, more = st.columns([3, 2], vertical_alignment="center")
+    text = look.text_input(
+        "Find",
+        key="find",
+        placeholder="Name or number",
+        icon=":material/search:",
+        label_visibility="collapsed",
+        **bound,
     )
     with more.popover("Filter", icon=":material/tune:", width="stretch"):
         label, predicted = (
@@ -90,16 +135,54 @@ def filtered(build: Build) -> pd.DataFrame:
             for title, key in zip(("Label", "Predicted"), FILTERS, strict=True)
         )
         low, high = st.slider("Confidence, %", 0, 100, (0, 100), key="confidence", **bound)
-    tests = build.tests()
-    keep = tests.confidence.between(low / 100, high / 100)
-    if kind != "all":
-        keep &= tests.correct == (kind == "right")
-    for value, column in ((label, "label"), (predicted, "predicted")):
-        if value != ANY:
-            keep &= tests[column] == names.index(value)
-    found = tests[keep].sort_values("confidence", ascending=False)
-    st.caption(f"{len(found)} of {len(tests)} test images, the surest first.")
+        decided = st.toggle("Only with a decision on the label", key="decided", **bound)
+    tests = build.tests(labels)
+    if text:
+        found, said = tests.loc[build.search("test", text)], "called so or with that number"
+    else:
+        keep = tests.confidence.between(low / 100, high / 100)
+        for value, column in ((label, "label"), (predicted, "predicted")):
+            if value != ANY:
+                keep &= tests[column] == names.index(value)
+        if decided:
+            found, said = tests[keep & tests.index.isin(labels.decisions)], "decided on"
+        else:
+            found, said = of_kind(build, kind, tests[keep], labels)
+    view = (build.id, kind, label, predicted, low, high, decided, text)
+    found = steady(tests, found, view)
+    st.caption(f"{len(found)} of {len(tests)} test images, {said}.")
+    st.caption(f"Test accuracy {labels.accuracy(build.predicted_T).words}.")
     return found
+
+
+def of_kind(
+    build: Build, kind: str, tests: pd.DataFrame, labels: Labels
+) -> tuple[pd.DataFrame, str]:
+    """Those of a kind in the order to show them, and how to say so."""
+    if kind == DOUBTFUL:
+        doubt = build.doubtful_tests.score
+        left = ~tests.index.isin(labels.decisions)
+        some = tests[left & (doubt.reindex(tests.index) > FAINT)]
+        likely = int((doubt.loc[some.index] > DOUBT).sum())
+        order = doubt.loc[some.index].sort_values(ascending=False, kind="stable").index
+        return some.loc[order], (
+            f"{likely} of them with a label that is more probably wrong than right. The number is "
+            "how probable, by networks that never saw the image; it is too high where they all "
+            "make the same mistake, so look first"
+        )
+    if kind != "all":
+        tests = tests[tests.kept & (tests.correct == (kind == "right"))]
+    return tests.sort_values("confidence", ascending=False), "the surest first"
+
+
+def steady(tests: pd.DataFrame, found: pd.DataFrame, view: tuple) -> pd.DataFrame:
+    """`found`, and where the view is the last one, what that showed, in its place."""
+    was = st.session_state.get("tests_shown")
+    ids = tuple(int(t) for t in found.index)
+    if was and was[0] == view:
+        ids = tuple(dict.fromkeys((*was[1], *ids)))
+    st.session_state["tests_shown"] = view, ids
+    return tests.loc[list(ids)]
 
 
 def cell(matrix_key: str) -> None:
@@ -123,12 +206,13 @@ def by_hand() -> None:
     forget_test()
 
 
-def explain(build: Build, test_id: int, on_hit) -> None:
+def explain(build: Build, test_id: int, labels: Labels, on_hit: Handle, on_label: Handle) -> None:
     """The chosen prediction and the hits of the class that the question is about."""
     target = st.session_state.get("target", "predicted")
     answer = build.query(test_id, HITS, target)
-    card(build, answer)
-    asked = question(build, answer)
+    card(build, answer, labels, on_label)
+    label = int(labels.labels_T[test_id])
+    asked = question(build, answer, None if label == answer.label else label)
     if asked != target:
         st.session_state["target"] = target = asked
         answer = build.query(test_id, HITS, target)
@@ -136,7 +220,7 @@ def explain(build: Build, test_id: int, on_hit) -> None:
 
     name = build.classes[answer.target]
     st.markdown(
-        f"**Proponents** made the networks surer that this is **{name}**; "
+        f"**Proponents** made the networks surer that this is **{literal(name)}**; "
         f"**opponents** made them less sure."
     )
     hits = (*answer.proponents, *answer.opponents)

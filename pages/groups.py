@@ -6,10 +6,10 @@ from attribution.engine import Build
 from attribution.groups import GroupHit
 from pages.parts import charts
 from pages.parts.asked import PAGE, test_item
-from pages.parts.grid import consume, decide, grid, notice, undo
+from pages.parts.grid import TRAIN, class_keys, consume, decide, grid, notice, redo, undo, verdicts
 from pages.parts.hits import hit_item, hits_grid
-from pages.parts.opened import DOUBT, build_or_stop, go, thumb
-from pages.parts.words import readable
+from pages.parts.opened import DOUBT, build_or_stop, engine, go, thumb
+from pages.parts.words import literal, readable
 
 HITS = 18
 NEAR = 10  # strongest proponents by which hubs are counted
@@ -36,7 +36,8 @@ def main() -> None:
 def confusion(build: Build) -> None:
     """The training images behind all test images of a cell of the confusion matrix."""
     names = list(build.classes)
-    matrix_CC = build.confusion_CC()
+    labels = engine().test_labels(build.id)
+    matrix_CC = build.confusion_CC(labels)
     wrong_CC = matrix_CC.copy()
     wrong_CC[range(len(names)), range(len(names))] = 0
     left, right = st.columns([4, 9], gap="large")
@@ -57,10 +58,10 @@ def confusion(build: Build) -> None:
         charts.confusion(
             matrix_CC, build.classes, (names[label], names[predicted]), lambda: cell(), "group_cell"
         )
-        tests = build.tests()
-        some = tests[(tests.label == label) & (tests.predicted == predicted)]
+        tests = build.tests(labels)
+        some = tests[tests.kept & (tests.label == label) & (tests.predicted == predicted)]
         some = some.sort_values("confidence", ascending=False).head(PAGE)
-        items = [test_item(build, *one) for one in some.itertuples()]
+        items = [test_item(build, one.Index, one) for one in some.itertuples()]
         group = {"label": "Its test images", "title": True, "items": items,
                  "empty": "No test image is called so."}  # fmt: skip
         grid("group_tests", to_explain, kind="pick", tile=60, groups=[group])
@@ -72,7 +73,8 @@ def confusion(build: Build) -> None:
         name = names[predicted]
         whom = "the test image" if len(some) == 1 else f"the {len(some)} test images"
         st.markdown(
-            f"What pushed {whom} labelled **{names[label]}** towards or away from **{name}**."
+            f"What pushed {whom} labelled **{literal(names[label])}** towards or away from "
+            f"**{literal(name)}**."
         )
         shown(build, answer.proponents, answer.opponents, name, len(some))
         st.caption(
@@ -143,7 +145,8 @@ def contrast(build: Build) -> None:
     other = c.selectbox("than this", rest, index=rest.index(usual), key=f"than_{test_id}_{target}")
     picture, hits = st.columns([2, 9], gap="large")
     picture.image(build.image("test", test_id), width="stretch")
-    picture.caption(f"Test image {test_id}, labelled {names[label]}, called {names[said]}")
+    given, called = literal(names[label]), literal(names[said])
+    picture.caption(f"Test image {test_id}, labelled {given}, called {called}")
     answer = build.contrast(test_id, str(names.index(target)), str(names.index(other)), HITS)
     both = (*answer.proponents, *answer.opponents)
     times, said_scale = readable(max((abs(h.score) for h in both), default=1))
@@ -182,10 +185,22 @@ def hubs(build: Build) -> None:
                 "caption": name,
                 "correct": bool(doubt.score <= DOUBT),
                 "note": f"{int(one.tests)} tests",
+                "given": int(one.label),
+                "guess": int(doubt.suggested_label),
             }
         )
     group = {"label": "Hubs", "items": items, "empty": "There is none."}
-    grid("hubs", lambda action: on_hit(build, action), kind="pick", tile=76, groups=[group])
+    grid(
+        "hubs",
+        lambda action: on_hit(build, action),
+        kind="pick",
+        tile=76,
+        groups=[group],
+        split=TRAIN,
+        classes=list(build.classes),
+        keys=class_keys(build),
+        verdicts=verdicts(build, [item["id"] for item in items]),
+    )
     st.caption("In red: the label is itself in doubt. Pick one to review it.")
 
 
@@ -200,10 +215,9 @@ def unsteady(build: Build) -> None:
         "more of their kind."
     )
     items = [
-        {**test_item(build, int(t), int(one.label), int(one.predicted), one.confidence,
-                     bool(one.correct)), "note": f"{int(one.steady)} of {STEADY}"}
-        for t, one in found.head(PAGE).iterrows()
-    ]  # fmt: skip
+        {**test_item(build, one.Index, one), "note": f"{one.steady} of {STEADY}"}
+        for one in found.head(PAGE).itertuples()
+    ]
     group = {"label": "Test images", "items": items, "empty": "There is no test image."}
     grid("unsteady", to_explain, kind="pick", tile=76, groups=[group])
 
@@ -217,8 +231,10 @@ def on_hit(build: Build, action: dict) -> None:
     """A decision on a hit, its undo, or a hub to be reviewed."""
     if action.get("type") == "undo":
         undo(build)
+    elif action.get("type") == "redo":
+        redo(build)
     elif action.get("type") == "decide":
-        decide(build, action, {"pattern": st.session_state.get("pattern")})
+        decide(build, action, lambda _: {"pattern": st.session_state.get("pattern")})
     elif action.get("type") == "pick":
         st.session_state.update(review_at=action.get("id"), go="review")
 

@@ -5,8 +5,9 @@ import streamlit as st
 
 from attribution.engine import Build
 from pages.parts import charts
+from pages.parts.asked import deciding, on_test, test_item
 from pages.parts.builds_table import builds_table
-from pages.parts.grid import consume, grid
+from pages.parts.grid import consume, grid, notice
 from pages.parts.opened import DOUBT, build_or_stop, command_line, engine, go, thumb
 from pages.parts.words import span
 
@@ -19,8 +20,9 @@ def main() -> None:
         "Probable Cause",
         "Find the training images behind every prediction, and the labels that are wrong.",
     )
-    consume("overview_wrong", to_explain)
+    consume("overview_wrong", lambda action: marked(build, action))
     consume("overview_suspects", to_review)
+    notice()
     if "go" in st.session_state:
         go(st.session_state.pop("go"))
     facts(build)
@@ -37,34 +39,43 @@ def main() -> None:
 
 
 def facts(build: Build) -> None:
-    summary = build.summary
+    summary, accuracy = build.summary, engine().accuracies([build.summary])[build.id]
     columns = st.columns(5, border=True)
     columns[0].metric("Training images", f"{summary['train']:,}")
     columns[1].metric("Test images", f"{summary['test']:,}")
-    columns[2].metric("Test accuracy", f"{summary['accuracy']:.1%}")
+    columns[2].metric(
+        "Test accuracy",
+        f"{accuracy.given:.1%}",
+        help="By the test labels as given. Wrong ones can be corrected, or images excluded, on the "
+        "page Explain.",
+    )
     columns[3].metric("Networks × masks", f"{summary['models']} × {summary['masks'] or 1}")
     columns[4].metric("Time to build", span(sum(summary["seconds"].values())))
+    if accuracy.note:
+        st.caption(f"Test accuracy {accuracy.words}.")
 
 
 def mistakes(build: Build) -> None:
     """The surest wrong predictions."""
-    tests = build.tests()
-    wrong = tests[~tests.correct].sort_values("confidence", ascending=False)
+    labels = engine().test_labels(build.id)
+    tests = build.tests(labels)
+    wrong = tests[~tests.correct & tests.kept].sort_values("confidence", ascending=False)
     st.subheader(f"{len(wrong)} test images are called wrong. Why?", anchor=False)
     st.caption("Pick one to see the training images that led there.")
     items = [
-        {
-            "id": int(i),
-            "src": thumb(build, "test", i),
-            "alt": f"Test image {i}",
-            "caption": f"{build.classes[one.label]} → {build.classes[one.predicted]}",
-            "correct": False,
-        }
-        for i, one in wrong.head(SHOWN).iterrows()
+        {**test_item(build, one.Index, one), "note": ""} for one in wrong.head(SHOWN).itertuples()
     ]
     empty = "The networks make no mistake on the test images."
     group = {"label": "Wrong predictions", "items": items, "empty": empty}
-    grid("overview_wrong", to_explain, kind="pick", tile=76, rows=2, groups=[group])
+    grid(
+        "overview_wrong",
+        lambda action: marked(build, action),
+        kind="pick",
+        tile=76,
+        rows=2,
+        groups=[group],
+        **deciding(build, labels),
+    )
     if st.button("Explain predictions", type="primary", key="to_explain"):
         go("explain")
 
@@ -120,6 +131,14 @@ def to_point() -> None:
     points = st.session_state["points"].selection.points
     if points:
         to_review({"id": points[0]["customdata"]})
+
+
+def marked(build: Build, action: dict) -> None:
+    """A wrong prediction was picked, or its label decided on."""
+    if action.get("type") == "pick":
+        to_explain(action)
+    else:
+        on_test(build, action)
 
 
 def to_explain(action: dict) -> None:

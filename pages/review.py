@@ -56,11 +56,12 @@ class View(NamedTuple):
     like: str = ANY
     by: str = SUSPICION
     whom: str = ANY
+    text: str = ""
 
     @property
     def whole(self) -> bool:
         """Whether images come as the queue serves them, spot checks among them."""
-        return VIEWS[self.which] == "open" and self[2:] == (ANY, ANY, SUSPICION, ANY)
+        return VIEWS[self.which] == "open" and self[2:] == View("")[2:]
 
 
 class Listed(NamedTuple):
@@ -124,6 +125,7 @@ def toolbar(build: Build, stand: Standing) -> View:
     names = [ANY, *build.classes]
     reviewers = sorted({d.reviewer for d in stand.acts})
     with filters.popover("Filter", icon=":material/tune:", width="stretch"):
+        text = st.text_input("Name or number", key="find_train", **bound)
         labelled = st.selectbox("Labelled", names, key="labelled", **bound)
         like = st.selectbox("Looks like", names, key="like", **bound)
         ways = [SUSPICION, *map(behind.signal_words, signals(build))]
@@ -134,7 +136,7 @@ def toolbar(build: Build, stand: Standing) -> View:
         reviewer.ask()
     with export:
         downloads(build)
-    return View(build.id, which, labelled, like, by, whom)
+    return View(build.id, which, labelled, like, by, whom, text.strip())
 
 
 @lru_cache(maxsize=4)
@@ -171,6 +173,8 @@ def matching(build: Build, view: View, stand: Standing) -> tuple[int, ...]:
     if view.by != SUSPICION:
         (column,) = (c for c in signals(build) if behind.signal_words(c) == view.by)
         rows = rows.sort_values(column, ascending=False, kind="stable")
+    if view.text:
+        rows = rows[rows.index.isin(build.search("train", view.text))]
     latest = stand.latest()
     if view.which == "not decided":
         rows = rows[~rows.example_id.isin(list(latest))]
@@ -214,6 +218,7 @@ def show(build: Build, listed: Listed, stand: Standing) -> None:
             ("looks like", view.like, ANY),
             ("by", view.by, SUSPICION),
             ("decided by", view.whom, ANY),
+            ("called", view.text, ""),
         )
         if value != plain
     ]
@@ -259,6 +264,7 @@ def item(build: Build, train_id: int, view: View) -> dict[str, Any]:
         "id": train_id,
         "src": thumb(build, "train", train_id),
         "alt": f"Training image {train_id}, labelled {given}",
+        "name": build.name("train", train_id),
         "given": int(one.given_label),
         "suggested": int(one.suggested_label if doubted else one.given_label),
         "probabilities": [f"{one.given_probability:.0%}", f"{one.suggested_probability:.0%}"],

@@ -8,13 +8,14 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from playwright.sync_api import Browser, sync_playwright
 
 ROOT = Path(__file__).parents[1]
+PROGRAM = ("-m", "attribution")
 PATIENCE = 60  # seconds that the app may take to start
 FLAGS = [
     "--headless=new",
@@ -47,12 +48,14 @@ def chromium() -> Iterator[Browser]:
 
 
 @contextmanager
-def app_server(cache: Path, workspace: Path, folder: Path = ROOT) -> Iterator[str]:
+def app_server(
+    cache: Path, workspace: Path, folder: Path = ROOT, program: Sequence[str] = PROGRAM
+) -> Iterator[str]:
     """The app on a free port, started in `folder` by the command line; gives its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "attribution", "app", "--port", str(port)]
+    command = [sys.executable, *program, "app", "--port", str(port)]
     command += ["--cache", str(cache), "--workspace", str(workspace)]
     said = tempfile.TemporaryFile("w+")
     process = subprocess.Popen(

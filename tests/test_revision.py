@@ -19,6 +19,7 @@ from attribution.changes import by_chance, changes
 from attribution.data import clean_labels, dataset
 from attribution.engine import Engine
 from attribution.records import DataSpec, UserError, content_id
+from attribution.testlabels import untouched
 from pages.parts import opened
 
 
@@ -126,7 +127,7 @@ def test_changes_are_told_image_by_image() -> None:
     draw = np.random.default_rng(0)
     labels = draw.integers(0, 3, 200)
     before, after = draw.random((2, 200, 3))
-    found = changes(labels, before, after, "a", "b")
+    found = changes(untouched(labels), before, after, "a", "b")
     for t, one in found.table.iterrows():
         was, now = before[t].argmax() == labels[t], after[t].argmax() == labels[t]
         kind = {(0, 1): "mended", (1, 0): "broken", (0, 0): "still wrong", (1, 1): "still right"}
@@ -135,7 +136,7 @@ def test_changes_are_told_image_by_image() -> None:
     s = found.summary
     assert s.after - s.before == pytest.approx((s.mended - s.broken) / 200)
     with pytest.raises(UserError):
-        changes(labels, before, after[:, :2], "a", "b")
+        changes(untouched(labels), before, after[:, :2], "a", "b")
 
 
 @pytest.mark.parametrize(("mended", "broken"), [(0, 0), (8, 1), (5, 5), (0, 6)])
@@ -195,7 +196,9 @@ def test_the_page_trains_again_and_shows_what_changed(
     assert options[options.index("--revision") + 1] == engine.revise(tiny.build).id
     made = CliRunner().invoke(cli, ["build", *options, "--cache", str(engine.cache), "--json"])
     after = json.loads(made.stdout)["build"]
+    engine.decisions.decide(build.test_half.id, build.test_ids[5], "drop")
     changed = engine.changes(tiny.build, after)
+    assert 5 not in changed.table.index and "1 test image excluded" in changed.summary.words
     for at in (tiny.build, after):  # either of the two is asked for
         app = AppTest.from_file(APP, default_timeout=60)
         app.switch_page("pages/changes.py")
@@ -207,6 +210,7 @@ def test_the_page_trains_again_and_shows_what_changed(
             shown_ids = [i["id"] for i in items(app, "changes", group)]
             assert set(shown_ids) <= set(wanted) and len(shown_ids) == min(60, len(wanted))
         assert app.metric[0].value == f"{changed.summary.after:.1%}"
+        assert any(c.value.startswith(changed.summary.as_given) for c in app.caption)
     first = items(app, "changes", 2)[0]["id"]
     act(app, "changes", {"type": "pick", "id": first})
     assert app.session_state["test"] == first and app.session_state["build"] == after

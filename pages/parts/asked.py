@@ -1,16 +1,42 @@
 """The prediction that a page asks about: which test image, and about which of its classes."""
 
+from typing import Any
+
+import numpy as np
 import pandas as pd
 import streamlit as st
 
 from attribution.engine import Build
 from attribution.records import Answer, UserError
+from attribution.testlabels import Labels
 
-from .grid import Action, grid, subject
-from .opened import thumb
+from .grid import TEST, Action, Handle, class_keys, decide, drawn, grid, redo, subject, undo
+from .opened import seen, thumb
 from .thumbs import inline
+from .words import literal, percent
 
 PAGE = 120  # test thumbnails at a time
+LIKELY = 5  # classes offered for a test image
+
+
+def on_test(build: Build, action: Action) -> None:
+    """A thumbnail was picked, or something decided on test labels, here or in the card."""
+    if action.get("type") == "decide":
+        decide(build, action, lambda test_id: shown_of(build, test_id), TEST)
+    elif action.get("type") in ("undo", "redo"):
+        about = (undo if action["type"] == "undo" else redo)(build, TEST)
+        if len(about) == 1 and about[0].example_id in build.test_ids:
+            st.session_state["test"] = build.test_ids.index(about[0].example_id)
+    else:
+        pick(action)
+
+
+def shown_of(build: Build, test_id: object) -> dict[str, float]:
+    """What was to be seen of a test label when it was decided on."""
+    if test_id not in build.doubtful_tests.index:
+        return {}
+    one = build.doubtful_tests.loc[test_id]
+    return {"score": float(one.score), "suggested_label": int(one.suggested)}
 
 
 def pick(action: Action) -> None:
@@ -26,32 +52,56 @@ def test_grid(
     selected: int | None,
     empty: str,
     notes: pd.Series | None = None,
+    handle: Handle = pick,
+    **more: Any,
 ) -> None:
     """The test images of `found` (rows of `build.tests()`), to pick from; `consume` them first.
 
-    `notes` is what to say of each in place of the confidence.
+    `notes` is what to say of each in place of the confidence; `more` goes to the grid.
     """
     pages = -(-len(found) // PAGE)
     page = st.pagination(pages, key="tests_page") if pages > 1 else 1
     here = found.iloc[(page - 1) * PAGE : page * PAGE]
-    items = [test_item(build, *one) for one in here.itertuples()]
+    items = [test_item(build, one.Index, one) for one in here.itertuples()]
     if notes is not None:
         items = [{**item, "note": notes[item["id"]]} for item in items]
     group = {"label": "Test predictions", "items": items, "empty": empty}
-    grid("tests", pick, kind="pick", tile=66, selected=selected, groups=[group])
+    grid("tests", handle, kind="pick", tile=66, selected=selected, groups=[group], **more)
 
 
-def test_item(
-    build: Build, test_id: int, label: int, predicted: int, confidence: float, correct: bool
-) -> dict:
-    given, said = build.classes[label], build.classes[predicted]
+def test_item(build: Build, test_id: int, one: Any) -> dict:
+    """A test image as the grid draws it, from its row of `build.tests()`.
+
+    The caption has the label as given: what was decided on it is drawn over the image.
+    """
+    label, said = int(build.test_labels_T[test_id]), build.classes[one.predicted]
+    given = build.classes[label]
+    called = "" if label == one.predicted else f", called {said}"
     return {
-        "id": test_id,
+        "id": int(test_id),
         "src": thumb(build, "test", test_id),
-        "alt": f"Test image {test_id}",
-        "caption": given if correct else f"{given} → {said}",
-        "correct": bool(correct),
-        "note": f"{confidence:.0%}",
+        "alt": f"Test image {test_id}, labelled {given}{called}",
+        "caption": f"{given} → {said}" if called else given,
+        "correct": bool(one.correct),
+        "note": f"{one.confidence:.0%}",
+        "title": f"{build.name('test', test_id)}\nTest image {test_id}, labelled {given}{called}",
+        "given": label,
+        "likely": likely(build, test_id),
+    }
+
+
+def likely(build: Build, test_id: int) -> list[int]:
+    """The classes that the networks believe most of a test image."""
+    return [int(c) for c in (-build.probs_TC[test_id]).argsort()[:LIKELY]]
+
+
+def deciding(build: Build, labels: Labels) -> dict[str, Any]:
+    """What a grid of test images needs for decisions on their labels."""
+    return {
+        "split": TEST,
+        "classes": list(build.classes),
+        "keys": class_keys(build),
+        "verdicts": drawn(labels.decisions),
     }
 
 
@@ -92,22 +142,52 @@ def follow_link(build: Build) -> None:
     st.session_state.update(test=int(text), target=target)
 
 
-def card(build: Build, answer: Answer) -> None:
-    """The test image, large, with its probabilities."""
-    probs_C = build.probs_TC[answer.test_id]
-    top = [int(c) for c in (-probs_C).argsort()[:5]]
-    if answer.label not in top:
-        top[-1] = answer.label
-    right = answer.label == answer.predicted
-    tone = {answer.label: "label", answer.predicted: "label" if right else "predicted"}
+def card(build: Build, answer: Answer, labels: Labels, handle: Handle) -> None:
+    """The test image, large, with its probabilities and what can be decided on its label."""
+    test_id = answer.test_id
+    probs_C = build.probs_TC[test_id]
+    label = int(labels.labels_T[test_id])
+    top = likely(build, test_id)
+    top += [c for c in dict.fromkeys((answer.label, label)) if c not in top]
+    right = label == answer.predicted
+    tone = {label: "label", answer.predicted: "label" if right else "predicted"}
+    facts = [(f"Predicted {build.classes[answer.predicted]}", "right" if right else "wrong")]
+    if label == answer.label:
+        facts.append((f"Labelled {build.classes[label]}", "right" if right else ""))
+    else:
+        facts.append((f"Labelled {build.classes[answer.label]}", "gone"))
+        facts.append((f"corrected to {build.classes[label]}", "right" if right else "changed"))
+    if not labels.kept_T[test_id]:
+        facts.append(("excluded", "changed"))
+    original, network = build.image("test", test_id), build.seen("test", test_id)
+    doubt = build.doubtful_tests.score[test_id]
     subject(
         "subject",
-        src=inline(build, "test", answer.test_id),
-        alt=f"Test image {answer.test_id}",
-        title=f"Test image {answer.test_id}",
-        facts=[
-            (f"Predicted {build.classes[answer.predicted]}", "right" if right else "wrong"),
-            (f"Labelled {build.classes[answer.label]}", "right" if right else ""),
+        handle,
+        id=test_id,
+        src=inline(build, "test", test_id),
+        alt=f"Test image {test_id}",
+        title=f"Test image {test_id}",
+        name=build.name("test", test_id),
+        facts=facts,
+        doubt=f"The label as given is wrong with a probability of {percent(doubt)}."
+        if doubt > 0.01
+        else "",
+        verdict=drawn({0: labels.decisions.get(test_id)}).get(0),
+        given=answer.label,
+        classes=list(build.classes),
+        keys=class_keys(build),
+        likely=top,
+        original=thumb(build, "test", test_id),
+        seen=seen(build, "test", test_id),
+        about=[
+            f"{pixels(original)}, as in the data set",
+            f"{pixels(network)}: "
+            + (
+                "the same pixels, brought to mean 0 and deviation 1"
+                if np.array_equal(original, network)
+                else "its input mapped back to pixels"
+            ),
         ],
         bars=[
             {
@@ -121,19 +201,33 @@ def card(build: Build, answer: Answer) -> None:
     )
 
 
-def question(build: Build, answer: Answer) -> str:
-    """Which class the question is about, as `Build.query` takes it."""
-    first = list(dict.fromkeys([answer.predicted, answer.label]))
+def pixels(image: np.ndarray) -> str:
+    """The size of an image in words."""
+    high, wide, *channels = image.shape
+    return f"{wide} × {high}, {'colour' if channels else 'grey'}"
+
+
+def question(build: Build, answer: Answer, corrected: int | None = None) -> str:
+    """Which class the question is about, as `Build.query` takes it.
+
+    `corrected` is the label by a decision in force, where that is another than the given one.
+    """
+    first = [answer.predicted, answer.label, *([] if corrected is None else [corrected])]
+    first = list(dict.fromkeys(first))
     options = first + [c for c in range(len(build.classes)) if c not in first]
 
+    few = len(options) <= 12
+
     def words(c: int) -> str:
-        name = build.classes[c]
+        name = literal(build.classes[c]) if few else build.classes[c]
         if c == answer.predicted:
             return f"Why {name}?"
+        if c == corrected:
+            return f"Why not {name}, its label as corrected?"
         return f"Why not {name}, its label?" if c == answer.label else name
 
     key = f"question_{build.id}_{answer.test_id}"
-    control = st.pills if len(options) <= 12 else st.selectbox
+    control = st.pills if few else st.selectbox
     default = (
         {"default": answer.target}
         if control is st.pills

@@ -10,7 +10,10 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
+from attribution.groups import most_confused
 from attribution.whatif import Scale
+
+MATRIX = 20  # classes that a matrix shows at most
 
 
 def confusion(
@@ -22,9 +25,14 @@ def confusion(
 ) -> None:
     """Draw a confusion matrix whose cells can be clicked; `chosen` (label, predicted) is outlined.
 
+    Of many classes, those with the most mistakes.
     The click is `st.session_state[key].selection.cell`, a list with at most one
     {"label": name, "predicted": name}.
     """
+    whole = len(classes)
+    always = [classes.index(name) for name in chosen if name in classes]
+    shown = most_confused(counts_CC, MATRIX, always)
+    counts_CC, classes = counts_CC[np.ix_(shown, shown)], tuple(classes[c] for c in shown)
     values = [
         {"label": label, "predicted": predicted, "count": int(counts_CC[row, column])}
         for row, label in enumerate(classes)
@@ -40,8 +48,17 @@ def confusion(
         "sort": list(classes),
         "axis": {"labelAngle": 0, "ticks": False, "domain": False, "labelFontSize": 12},
     }
+    long = max(map(len, classes)) > 3
+    if long:
+        look = {"labelLimit": 88, "labelFontSize": 11, "labelOverlap": False}
+        axis["axis"] |= look
     at = {
-        "x": {"field": "predicted", "title": "predicted", **axis},
+        "x": {
+            "field": "predicted",
+            "title": "predicted",
+            **axis,
+            "axis": {**axis["axis"], "labelAngle": -60 if long else 0},
+        },
         "y": {"field": "label", "title": "label", **axis},
     }
     right = "datum.label === datum.predicted"
@@ -84,13 +101,18 @@ def confusion(
     }
     spec = {
         "data": {"values": values},
-        "layer": [cells, numbers] if len(classes) <= 20 else [cells],
-        "height": 290,
+        "layer": [cells, numbers],
+        "height": 420 if long else 290,
         "padding": 0,
     }
     st.vega_lite_chart(
         spec=spec, key=key, on_select=on_select, selection_mode="cell", width="stretch"
     )
+    if len(classes) < whole:
+        st.caption(
+            f"The {len(classes)} of {whole} classes with the most mistakes; all are in the choices "
+            "of label and prediction."
+        )
 
 
 STRATEGIES = {

@@ -86,6 +86,139 @@ const step = (key, tiles) => {
   return key === "ArrowUp" ? -columns : columns;
 };
 
+// Case, accents and width make no difference to what is typed.
+const folded = (text) => text.normalize("NFKD").replace(/\p{M}/gu, "").toUpperCase().trim();
+
+// The classes that hold what was typed, those first that are most likely meant: its name, its
+// number, the start of its name, of a word in it, any part.
+const matching = (classes, typed) => {
+  const wanted = folded(typed);
+  const rank = (name, label) => {
+    const known = folded(name);
+    if (known === wanted) return 0;
+    if (String(label) === wanted) return 1;
+    const at = known.indexOf(wanted);
+    if (at < 0) return null;
+    return at === 0 ? 2 : /[\p{L}\p{N}]/u.test(known[at - 1]) ? 4 : 3;
+  };
+  return classes
+    .map((name, label) => [rank(name, label), label])
+    .filter(([place]) => place !== null)
+    .sort((a, b) => a[0] - b[0] || a[1] - b[1])
+    .map(([, label]) => label);
+};
+
+// Buttons that say which class it is: all of them where they are few; else the `first`, or those
+// that hold what is typed, of which Enter takes the first. `pick(label)`, `leave()` on Escape.
+const WITHIN = 12;
+const finder = ({ classes, keys, first, guess, pick, leave }) => {
+  const many = classes.length > keys.length; // than have a key of their own
+  const box = make("div", "finder");
+  const list = make("div", "classes");
+  const field = make("input", "find");
+  field.placeholder = "Type a class or its number";
+  field.setAttribute("aria-label", "Type the name or the number of a class");
+  let shown = [];
+  const take = (label) => {
+    field.value = "";
+    draw();
+    pick(label);
+  };
+  const draw = () => {
+    const typed = field.value.trim();
+    const some = typed ? matching(classes, typed) : many ? first : classes.map((_, label) => label);
+    shown = typed ? some : [];
+    const buttons = some.slice(0, WITHIN).map((label) => {
+      const button = make("button", label === guess ? "guess" : "");
+      button.title = `It is ${classes[label]}`;
+      if (keys[label] !== undefined) button.append(make("kbd", "", keys[label]));
+      // On digits the key is the name: once is enough.
+      if (keys[label] !== classes[label]) button.append(make("span", "name", classes[label]));
+      button.addEventListener("click", () => take(label));
+      return button;
+    });
+    const rest = some.length - buttons.length;
+    if (typed && rest) buttons.push(make("span", "quiet", `and ${rest} more`));
+    if (typed && !some.length) buttons.push(make("span", "quiet", "No class is called so."));
+    list.replaceChildren(...buttons);
+  };
+  field.addEventListener("input", draw);
+  field.addEventListener("keydown", (event) => {
+    event.stopPropagation();
+    if (event.key === "Enter" && shown.length) take(shown[0]);
+    else if (event.key === "Escape") {
+      field.value = "";
+      draw();
+      leave();
+    }
+  });
+  draw();
+  if (many) box.append(field);
+  box.append(list);
+  // To where a class is named: `typed` is what the key that led here says.
+  box.open = (typed = "") => {
+    if (!many) return list.querySelector("button")?.focus();
+    field.value = typed;
+    draw();
+    field.focus({ preventScroll: true });
+  };
+  return box;
+};
+
+// A frame drawn with the mouse over the tiles in `box`. `start(event)` gives what is selected
+// before, `change(ids)` is told of each tile more or less. A click without a way is left alone.
+const framing = (box, tilesOf, start, change) => {
+  box.addEventListener("pointerdown", (event) => {
+    if (event.button !== 0 || event.pointerType !== "mouse") return;
+    if (event.target.closest("button, input, a, .panel, .several")) return;
+    const here = (e) => {
+      const { left, top } = box.getBoundingClientRect();
+      return [e.clientX - left + box.scrollLeft, e.clientY - top + box.scrollTop];
+    };
+    const from = here(event);
+    let frame = null;
+    let before = null;
+    let places = [];
+    let told = "";
+    const move = (e) => {
+      const to = here(e);
+      if (!frame) {
+        if (Math.hypot(to[0] - from[0], to[1] - from[1]) < 6) return;
+        before = start(event);
+        frame = make("div", "frame");
+        box.append(frame);
+        const at = box.getBoundingClientRect();
+        places = tilesOf().map((tile) => { // measured once, however many there are
+          const { left, top, width, height } = tile.getBoundingClientRect();
+          const [x, y] = [left - at.left + box.scrollLeft, top - at.top + box.scrollTop];
+          return [Number(tile.dataset.id), x, y, x + width, y + height];
+        });
+      }
+      const [x0, y0] = [Math.min(from[0], to[0]), Math.min(from[1], to[1])];
+      const [x1, y1] = [Math.max(from[0], to[0]), Math.max(from[1], to[1])];
+      Object.assign(frame.style, { left: `${x0}px`, top: `${y0}px`, width: `${x1 - x0}px`,
+                                   height: `${y1 - y0}px` });
+      const inside = places.filter(([, l, t, r, b]) => l < x1 && r > x0 && t < y1 && b > y0);
+      const ids = inside.map(([id]) => id);
+      if (String(ids) === told) return;
+      told = String(ids);
+      change([...before, ...ids]);
+    };
+    const end = () => {
+      document.removeEventListener("pointermove", move);
+      if (!frame) return;
+      frame.remove();
+      // The click that ends it picks nothing.
+      const swallow = (e) => e.stopPropagation();
+      box.addEventListener("click", swallow, { capture: true });
+      setTimeout(() => box.removeEventListener("click", swallow, { capture: true }));
+    };
+    document.addEventListener("pointermove", move);
+    document.addEventListener("pointerup", end, { once: true });
+    document.addEventListener("pointercancel", end, { once: true });
+  });
+};
+
 const typing = (target) =>
   target instanceof Element &&
   target.closest("input, textarea, select, [contenteditable], [role=combobox], [role=slider]");

@@ -5,13 +5,12 @@
 //       "each"), settle (decisions settle a conflict), less, more (another page before, after),
 //       place, chosen (the filters), share, progress, tally, evidence (address), reviewer, empty
 
-const WITHIN = 12; // classes shown without a search
 const AHEAD = 3; // images whose evidence is fetched before they are shown
 const REMEMBERED = "probable-cause.reviewer";
 const HELP = [
   ["Enter", "accept the suggested label"],
   ["0–9", "it is this class"],
-  ["L", "type the name of a class"],
+  ["L", "type the name of a class; of many, a digit its number"],
   ["K", "keep the label"],
   ["X", "drop the image"],
   ["S", "unsure, leave it open"],
@@ -19,7 +18,7 @@ const HELP = [
   ["Y", "redo, also Ctrl+Y"],
   ["← →", "previous, next"],
   ["↑ ↓", "a row up, down"],
-  ["Shift+← →", "select several; also Ctrl or Shift and click"],
+  ["Shift+← →", "select several; also Ctrl or Shift and click, or draw a frame"],
   ["A", "select all that are shown"],
   ["Esc", "select none, close"],
   ["Space", "zoom"],
@@ -52,6 +51,14 @@ export default function (component) {
   }
   if (data.reviewer) localStorage.setItem(REMEMBERED, data.reviewer);
   draw(root, state);
+  if (state.framed) return;
+  state.framed = true;
+  framing(
+    state.parts.tiles,
+    () => [...state.parts.tiles.querySelectorAll(".tile")],
+    (event) => (event.shiftKey || event.ctrlKey || event.metaKey ? [...state.selected] : []),
+    (ids) => select(root, state, ids),
+  );
 }
 
 // The browser knows the reviewer of an earlier visit; what it sends is applied before any decision.
@@ -101,12 +108,13 @@ function skeleton() {
     return node;
   };
   const stage = part("div", "stage");
+  const file = part("div", "file");
   const labels = part("div", "labels");
   const acts = part("div", "acts");
   const classes = part("div", "classes");
   const find = make("input", "find");
-  find.placeholder = "Type a class";
-  find.setAttribute("aria-label", "Type the name of a class");
+  find.placeholder = "Class or number";
+  find.setAttribute("aria-label", "Type the name or the number of a class");
   const tools = part("div", "tools");
   for (const [text, key, action] of [
     ["‹", "←", "previous"],
@@ -120,7 +128,7 @@ function skeleton() {
     if (text.length === 1) node.setAttribute("aria-label", action);
     tools.append(node);
   }
-  const card = part("div", "card", stage, labels, acts, part("div", "other", find, classes));
+  const card = part("div", "card", stage, file, labels, acts, part("div", "other", find, classes));
   const behind = part("div", "behind");
   const head = part("div", "head");
   const tiles = part("div", "tiles");
@@ -139,12 +147,13 @@ function skeleton() {
   const live = part("div", "live");
   live.setAttribute("aria-live", "polite");
   const top = [desk, empty, zoom, help, live];
-  return { top, desk, card, empty, said, tools, stage, labels, acts, find, classes, behind, head,
+  return { top, desk, card, empty, said, tools, stage, file, labels, acts, find, classes, behind, head,
            tiles, zoom, help, live };
 }
 
 function buttonOf(text, key, action, className) {
-  const node = make("button", className, text);
+  const node = make("button", className);
+  node.append(make("span", "", text));
   if (key) node.append(make("kbd", "", key));
   node.dataset.action = action;
   return node;
@@ -155,6 +164,7 @@ function tileOf(item, data) {
   tile.dataset.id = item.id;
   tile.tabIndex = -1;
   tile.setAttribute("role", "option");
+  tile.title = item.name;
   tile.setAttribute("aria-label", item.alt + (item.spot ? ", a spot check" : ""));
   const line = make("div", "line");
   line.append(make("span", "from", data.classes[item.given]));
@@ -266,6 +276,8 @@ function showOne(state, item, verdict) {
   const name = (label) => data.classes[label];
   const same = item.suggested === item.given;
   stageFor(parts.stage, [item], "one");
+  parts.file.textContent = `Training image ${item.id} · ${item.name}`;
+  parts.file.title = item.name;
   mark(parts.stage, verdict, data.classes);
   parts.stage.querySelector(".spot")?.remove();
   if (item.spot) {
@@ -275,7 +287,9 @@ function showOne(state, item, verdict) {
   }
   const label = (words, text, share, kind) => {
     const box = make("div", `label ${kind}`);
-    box.append(make("span", "quiet", words), make("b", "", text), make("span", "quiet share", share));
+    const named = make("b", text.length > 10 ? "long" : "", text);
+    named.title = text;
+    box.append(make("span", "quiet", words), named, make("span", "quiet share", share));
     return box;
   };
   const labels = [label("labelled", name(item.given), item.probabilities[0], "")];
@@ -296,6 +310,7 @@ function showOne(state, item, verdict) {
 function showSeveral(state, items) {
   const { data, parts } = state;
   stageFor(parts.stage, items, "several");
+  parts.file.textContent = "";
   const label = make("div", "label");
   label.append(make("span", "quiet", "all at once, one undo takes them back"),
                make("b", "", `${items.length} images`));
@@ -314,6 +329,7 @@ function showEnd(state) {
   const { parts } = state;
   parts.stage.replaceChildren(make("div", "end", "Everything here is decided."));
   parts.stage.dataset.shown = "";
+  parts.file.textContent = "";
   parts.labels.replaceChildren();
   parts.acts.replaceChildren();
 }
@@ -335,14 +351,15 @@ function stageFor(stage, items, kind) {
   stage.replaceChildren(...shown.map(eager));
 }
 
-// The classes that can be chosen: all where they are few, else those that hold what was typed.
+// The classes that can be chosen: all where they are few, else the likely one, or those that hold
+// what was typed.
 function showClasses(state, item) {
   const { data, parts } = state;
-  const typed = parts.find.value.trim().toLowerCase();
-  const many = data.classes.length > WITHIN;
+  const typed = parts.find.value.trim();
+  const many = data.classes.length > data.keys.length;
   parts.find.hidden = !many && !state.finding;
-  let some = data.classes.map((_, label) => label);
-  if (typed) some = some.filter((label) => data.classes[label].toLowerCase().includes(typed));
+  const usual = many ? (item ? [item.suggested] : []) : data.classes.map((_, label) => label);
+  const some = typed ? matching(data.classes, typed) : usual;
   const shown = some.slice(0, many ? WITHIN : some.length);
   const text = JSON.stringify([shown, item?.given, data.classes]);
   if (text === state.classes) return;
@@ -519,10 +536,12 @@ function focusTile(state) {
   else if (bottom > tiles.scrollTop + tiles.clientHeight) tiles.scrollTop = bottom - tiles.clientHeight;
 }
 
-function openFind(root, state) {
+function openFind(root, state, typed = "") {
   state.finding = true;
-  showClasses(state, itemOf(state, state.at));
   const { find } = state.parts;
+  find.value = typed;
+  state.classes = null;
+  showClasses(state, itemOf(state, state.at));
   find.hidden = false;
   find.focus({ preventScroll: true });
   if (find.wired) return;
@@ -629,6 +648,7 @@ function onKey(event, root, state) {
     else done = false;
   } else if (PLAIN[key]) act(root, state, PLAIN[key]);
   else if (state.data.keys.includes(key)) act(root, state, "relabel", state.data.keys.indexOf(key));
+  else if (!state.data.keys.length && /^[0-9]$/.test(key)) openFind(root, state, key);
   else if (!inside) done = false;
   else if (key === "escape") act(root, state, zoom.open ? "close" : "none");
   else if (key === "enter" || key === " ") {

@@ -1,21 +1,41 @@
 // Grids of thumbnails: test predictions to pick from, or hits with their scores.
 //
 // data: epoch, ack, kind ("pick" | "hit"), tile (px), rows (0: all), selected, verdicts, classes,
-//       keys (of the first classes), scale (largest |score| + error), groups, left_out (ids that a
-//       what-if leaves out; null where there is none to be asked)
+//       keys (of the classes, where they are few), scale (largest |score| + error), groups,
+//       left_out (ids that a what-if leaves out; null where there is none to be asked),
+//       split ("train" | "test": whose labels are decided on here, of several at once too; "" for
+//       none), follow (after a decision the next image is picked)
 // group: label, title (whether the label is shown), tone ("for" | "against"), items, empty (said
 //       when there are none)
+
+const ACTS = {
+  train: { keep: "Keep", drop: "Drop" },
+  test: { keep: "Right", drop: "Exclude" },
+};
 
 export default function (component) {
   const { data, parentElement, setStateValue } = component;
   const root = parentElement.querySelector(".pc");
-  const state = mounted(parentElement, () => ({ queue: new Queue(), drawn: null, open: null }));
+  const state = mounted(parentElement, () => ({
+    queue: new Queue(),
+    drawn: null,
+    open: null,
+    tiles: new Map(),
+    chosen: new Set(),
+    anchor: null,
+  }));
   state.queue.sync(data, setStateValue);
   state.data = data;
   if (!state.wired) {
     state.wired = true;
     root.addEventListener("keydown", (event) => onKey(event, root, state));
     root.addEventListener("click", (event) => onClick(event, root, state));
+    framing(
+      root,
+      () => (state.data.split ? tilesOf(root) : []),
+      (event) => (event.shiftKey || event.ctrlKey || event.metaKey ? [...state.chosen] : []),
+      (ids) => choose(root, state, ids),
+    );
   }
   draw(root, state);
 }
@@ -35,9 +55,12 @@ function draw(root, state) {
     state.drawn = drawn;
     state.open = null;
     state.items = new Map(data.groups.flatMap((group) => group.items).map((i) => [i.id, i]));
-    root.replaceChildren(...data.groups.map((group) => groupOf(group, data)));
-    const tiles = tilesOf(root);
-    if (at >= 0 && tiles.length) tiles[Math.min(at, tiles.length - 1)].focus({ preventScroll: true });
+    const tiles = new Map();
+    root.replaceChildren(...data.groups.map((group) => groupOf(group, data, state.tiles, tiles)));
+    state.tiles = tiles;
+    const all = tilesOf(root);
+    if (at >= 0 && all.length) all[Math.min(at, all.length - 1)].focus({ preventScroll: true });
+    choose(root, state, [...state.chosen].filter((id) => state.items.has(id)));
   }
   // What Python last said it shows, unless a newer pick is on its way.
   const picks = queue.waiting.filter((action) => action.type === "pick");
@@ -47,14 +70,22 @@ function draw(root, state) {
   showLeftOut(root, state);
 }
 
-function groupOf(group, data) {
+// Tiles that are as they were before (`old`) are used again: of many only what changed is drawn.
+function groupOf(group, data, old, made) {
   const box = make("section", `group ${group.tone || ""}`);
   if (group.title) box.append(make("h2", "", group.label));
   const tiles = make("div", "tiles");
   tiles.setAttribute("role", "listbox");
   tiles.setAttribute("aria-label", group.label);
-  const tileOf = data.kind === "hit" ? hitTile : pickTile;
-  tiles.append(...group.items.map((item) => tileOf(item, data)));
+  if (data.split) tiles.setAttribute("aria-multiselectable", "true");
+  const drawn = data.kind === "hit" ? hitTile : pickTile;
+  for (const item of group.items) {
+    const text = JSON.stringify([item, data.scale, data.kind]);
+    const known = old.get(item.id);
+    const tile = known?.text === text ? known.tile : drawn(item, data);
+    made.set(item.id, { text, tile });
+    tiles.append(tile);
+  }
   box.append(group.items.length ? tiles : make("div", "empty", group.empty));
   return box;
 }
@@ -66,6 +97,7 @@ function pickTile(item, data) {
   line.append(make("span", item.correct ? "truth" : "truth wrong", item.caption));
   if (item.note) line.append(make("span", "quiet", item.note));
   tile.append(line);
+  if (item.title) tile.title = item.title;
   return tile;
 }
 
@@ -121,11 +153,12 @@ function bar(item, scale) {
 }
 
 function mark(root, state, selected) {
+  state.current = selected;
   const tiles = tilesOf(root);
   let current = null;
   for (const tile of tiles) {
     const is = Number(tile.dataset.id) === selected;
-    tile.setAttribute("aria-selected", String(is));
+    tile.setAttribute("aria-selected", String(is || state.chosen.has(Number(tile.dataset.id))));
     tile.tabIndex = -1;
     if (is) current = tile;
   }
@@ -197,16 +230,9 @@ function openHit(root, state, id) {
     button.dataset.verdict = verdict;
     acts.append(button);
   }
-  const classes = make("div", "classes");
-  classes.append(make("span", "quiet", "It is"));
-  state.data.classes.forEach((name, label) => {
-    if (name === item.caption) return;
-    const button = make("button", label === item.doubt ? "guess" : "", name);
-    button.dataset.verdict = "relabel";
-    button.dataset.label = label;
-    classes.append(button);
-  });
-  side.append(acts, classes);
+  const line = make("div", "line");
+  line.append(make("span", "quiet", "It is"), finderFor(root, state, [id]));
+  side.append(acts, line);
   panel.append(side);
   // Below the row of its tile.
   const tile = root.querySelector(`.tile[data-id="${id}"]`);
@@ -215,71 +241,202 @@ function openHit(root, state, id) {
   panel.scrollIntoView({ block: "nearest" });
 }
 
-function decide(root, state, id, verdict, label) {
-  if (verdict === "undo") {
-    state.queue.push({ type: "undo" });
-    return;
+// These and no others are selected.
+function choose(root, state, ids) {
+  state.chosen = new Set(ids);
+  if (state.chosen.size !== 1) state.alone = false;
+  for (const tile of tilesOf(root)) {
+    const id = Number(tile.dataset.id);
+    const is = state.chosen.has(id);
+    if (tile.classList.contains("chosen") === is) continue;
+    tile.classList.toggle("chosen", is);
+    tile.setAttribute("aria-selected", String(is || id === state.current));
   }
-  state.queue.push({ type: "decide", id, verdict, label });
+  showSeveral(root, state);
+}
+
+// What can be done to those selected, at the lower edge of what is in view.
+function showSeveral(root, state) {
+  const ids = [...state.chosen];
+  let box = root.querySelector(".several");
+  if (!ids.length) return box?.remove();
+  const text = JSON.stringify(ids.toSorted());
+  if (box?.dataset.of === text) return;
+  const fresh = make("div", "several");
+  fresh.dataset.of = text;
+  const acts = make("div", "acts");
+  acts.append(make("b", "", `${ids.length} selected`));
+  const words = ACTS[state.data.split];
+  for (const [name, text, key] of [
+    ["keep", words.keep, "K"],
+    ["drop", words.drop, "X"],
+    ["undo", "Undo", "U"],
+    ["none", "✕", ""],
+  ]) {
+    const button = make("button", "act", text);
+    if (key) button.append(make("kbd", "", key));
+    else {
+      button.classList.add("none");
+      button.title = "Select none (Esc)";
+    }
+    button.dataset.several = name;
+    acts.append(button);
+  }
+  const line = make("div", "line");
+  line.append(make("span", "quiet", ids.length > 1 ? "They are" : "It is"));
+  line.append((state.finder = finderFor(root, state, ids)));
+  fresh.append(acts, line);
+  if (box) box.replaceWith(fresh);
+  else root.append(fresh);
+}
+
+function finderFor(root, state, ids) {
+  const { classes, keys } = state.data;
+  const items = ids.map((id) => state.items.get(id));
+  const guesses = items.map((item) => item.doubt ?? item.guess).filter((label) => label != null);
+  const leave = () => {
+    if (state.alone) choose(root, state, []); // it was selected only for its class to be typed
+    focusOn(root, ids[0]);
+  };
+  const first = [...new Set([...guesses, ...items.flatMap((item) => item.likely ?? [])])];
+  return finder({
+    classes,
+    keys,
+    first,
+    guess: new Set(guesses).size === 1 ? guesses[0] : null,
+    pick: (label) => {
+      decide(root, state, ids, "relabel", label);
+      leave();
+    },
+    leave,
+  });
+}
+
+const tileOf = (root, id) => root.querySelector(`.tile[data-id="${id}"]`);
+const focusOn = (root, id) => tileOf(root, id)?.focus({ preventScroll: true });
+
+function decide(root, state, ids, verdict, label = null) {
+  const each = ids.map((id) => {
+    // To the label that it has is to keep it.
+    const same = verdict === "relabel" && label === state.items.get(id).given;
+    return { id, verdict: same ? "keep" : verdict, label: same ? null : label };
+  });
+  state.queue.push({ type: "decide", each });
   showVerdicts(root, state);
 }
 
 function onClick(event, root, state) {
-  const button = event.target.closest("button[data-verdict]");
+  const button = event.target.closest("button[data-verdict], button[data-several]");
   if (button) {
-    const label = button.dataset.label === undefined ? null : Number(button.dataset.label);
-    decide(root, state, state.open, button.dataset.verdict, label);
+    const { verdict, several } = button.dataset;
+    act(root, state, several ? [...state.chosen] : [state.open], several ?? verdict);
     return;
   }
   const tile = event.target.closest(".tile");
-  if (!tile) return;
+  if (!tile) {
+    if (!event.target.closest(".several, .panel")) choose(root, state, []);
+    return;
+  }
+  const id = Number(tile.dataset.id);
   if (event.target.closest(".leave")) {
-    leave(root, state, Number(tile.dataset.id));
+    leave(root, state, id);
     return;
   }
   tile.focus({ preventScroll: true });
-  pick(root, state, tile);
+  if (state.data.split && event.shiftKey) extend(root, state, tile);
+  else if (state.data.split && (event.ctrlKey || event.metaKey)) {
+    const ids = new Set(state.chosen);
+    if (!ids.delete(id)) ids.add(id);
+    state.anchor = id;
+    choose(root, state, ids);
+  } else {
+    state.anchor = id;
+    choose(root, state, []);
+    pick(root, state, tile);
+  }
 }
 
+// From the tile where the selection began to this one, beside what is selected.
+function extend(root, state, tile) {
+  const ids = tilesOf(root).map((one) => Number(one.dataset.id));
+  const to = ids.indexOf(Number(tile.dataset.id));
+  const from = Math.max(0, ids.indexOf(state.anchor ?? state.current ?? ids[to]));
+  choose(root, state, [...state.chosen, ...ids.slice(Math.min(from, to), Math.max(from, to) + 1)]);
+}
+
+// What a key or a button does to these images; false for what it does not know.
+function act(root, state, ids, name) {
+  if (name === "keep" || name === "drop") decide(root, state, ids, name);
+  else if (name === "undo" || name === "redo") state.queue.push({ type: name });
+  else if (name === "none") {
+    if (!state.chosen.size && state.open !== null) openHit(root, state, null);
+    choose(root, state, []);
+  } else return false;
+  return true;
+}
+
+const PLAIN = { k: "keep", x: "drop", u: "undo", y: "redo", escape: "none" };
+const COMMANDS = { z: "undo", y: "redo", a: "all" };
+
 function onKey(event, root, state) {
-  if (event.altKey || event.metaKey) return;
+  if (event.altKey) return;
   const held = event.target.closest(".tile");
-  if (!held) return;
+  if (!held) {
+    if (event.key === "Escape" && state.chosen.size) choose(root, state, []);
+    return;
+  }
   const tiles = tilesOf(held.parentElement);
   const at = tiles.indexOf(held);
-  const move = step(event.key, tiles);
+  const move = event.ctrlKey || event.metaKey ? null : step(event.key, tiles);
+  const { split } = state.data;
   if (move !== null) {
     const next = tiles[at + move];
     if (next) {
-      tiles[at].tabIndex = -1;
-      next.tabIndex = 0;
-      next.focus();
-      next.scrollIntoView({ block: "nearest" });
+      if (split && event.shiftKey) {
+        if (!state.chosen.size) state.anchor = Number(held.dataset.id);
+        extend(root, state, next);
+      }
+      go(tiles[at], next);
     }
   } else if (event.key === "Enter" || event.key === " ") {
     pick(root, state, tiles[at]);
-  } else if (state.data.kind === "hit" && !onHitKey(event, root, state, Number(tiles[at].dataset.id))) {
-    return;
-  } else if (state.data.kind !== "hit") {
+  } else if (!split || !onActKey(event, root, state, tiles, at)) {
     return;
   }
   event.preventDefault();
   event.stopPropagation();
 }
 
-function onHitKey(event, root, state, id) {
+function go(from, to) {
+  from.tabIndex = -1;
+  to.tabIndex = 0;
+  to.focus();
+  to.scrollIntoView({ block: "nearest" });
+}
+
+// A key on a tile that decides: on all that are selected, else on this one.
+function onActKey(event, root, state, tiles, at) {
   const key = event.key.toLowerCase();
-  const label = state.data.keys.indexOf(key);
-  if (key === "u" || (key === "z" && event.ctrlKey)) decide(root, state, id, "undo", null);
-  else if (event.ctrlKey) return false;
-  else if (label >= 0) {
-    const given = state.items.get(id).caption;
-    const same = state.data.classes[label] === given; // to the label that it has is to keep it
-    decide(root, state, id, same ? "keep" : "relabel", same ? null : label);
+  const { data } = state;
+  const id = Number(tiles[at].dataset.id);
+  const ids = state.chosen.size ? [...state.chosen] : [id];
+  if (event.ctrlKey || event.metaKey) {
+    const name = key === "z" && event.shiftKey ? "redo" : COMMANDS[key];
+    if (name === "all") choose(root, state, state.items.keys());
+    return name === "all" || (name !== undefined && act(root, state, ids, name));
   }
-  else if (key === "k") decide(root, state, id, "keep", null);
-  else if (key === "x") decide(root, state, id, "drop", null);
-  else if (key === "o" && state.data.left_out) leave(root, state, id);
-  else return false;
+  const label = data.keys.indexOf(key);
+  if (key === "o" && data.left_out) leave(root, state, id);
+  else if (key === "l" || (!data.keys.length && /^[0-9]$/.test(key))) {
+    state.alone = !state.chosen.size;
+    if (state.alone) choose(root, state, ids);
+    state.finder.open(key === "l" ? "" : key);
+  } else if (label >= 0) decide(root, state, ids, "relabel", label);
+  else if (PLAIN[key] === undefined || !act(root, state, ids, PLAIN[key])) return false;
+  const decided = label >= 0 || key === "k" || key === "x";
+  if (decided && data.follow && !state.chosen.size && tiles[at + 1]) {
+    go(tiles[at], tiles[at + 1]);
+    pick(root, state, tiles[at + 1]);
+  }
   return true;
 }

@@ -7,7 +7,7 @@ in the element's state; `consume` applies those that are new.
 
 import json
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -24,7 +24,12 @@ from .reviewer import reviewer
 Action = dict[str, Any]
 Handle = Callable[[Action], None]
 
-NOTHING = {"verdicts": {}, "classes": [], "keys": [], "selected": None, "rows": 0, "left_out": None}
+NOTHING: dict[str, Any] = {
+    "verdicts": {}, "classes": [], "keys": [], "selected": None, "rows": 0, "left_out": None,
+    "split": "",
+}  # fmt: skip
+TRAIN, TEST = "train", "test"  # whose labels are decided on
+NAMES = {TRAIN: "training", TEST: "test"}
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
 
@@ -87,23 +92,31 @@ def deck(key: str, handle: Handle, **data: Any) -> None:
     _mount(_DECK, key, handle, data)
 
 
-def subject(key: str, **data: Any) -> None:
+def subject(key: str, handle: Handle, **data: Any) -> None:
     """Draw the chosen image beside its probabilities; `data` is described in subject.js."""
-    _SUBJECT(key=key, data=data)
+    _mount(_SUBJECT, key, handle, data)
 
 
-def decide(build: Build, action: Action, evidence: dict[str, Any]) -> None:
-    """Write a decision that came from the browser. Raises UserError when it makes no sense."""
-    decide_all(build, [choice(build, action, evidence)])
+def decide(
+    build: Build, action: Action, evidence: Callable[[Any], dict[str, Any]], split: str = TRAIN
+) -> None:
+    """Write the decisions of an action from the browser, on one image or on several at once.
+
+    `evidence` gives what was shown of an image. Raises UserError for one that makes no sense.
+    """
+    each = action.get("each", [action])
+    choices = [choice(build, one, evidence(one.get("id")), split) for one in each]
+    decide_all(build, choices, split=split)
 
 
-def choice(build: Build, action: Action, evidence: dict[str, Any]) -> Choice:
-    """What the browser wants of one training image. Raises UserError when it makes no sense."""
+def choice(build: Build, action: Action, evidence: dict[str, Any], split: str = TRAIN) -> Choice:
+    """What the browser wants of one image. Raises UserError when it makes no sense."""
     position, verdict, label = action.get("id"), action.get("verdict"), action.get("label")
-    known = isinstance(position, int) and 0 <= position < len(build.train_ids)
+    ids = build.test_ids if split == TEST else build.train_ids
+    known = isinstance(position, int) and 0 <= position < len(ids)
     if not known or verdict not in VERDICTS:
         raise UserError(
-            found=f"decision {verdict!r} on training image {position!r}",
+            found=f"decision {verdict!r} on {NAMES[split]} image {position!r}",
             wanted=f"{', '.join(VERDICTS)} on an image of this build",
             next_step="reload the page",
         )
@@ -114,49 +127,61 @@ def choice(build: Build, action: Action, evidence: dict[str, Any]) -> Choice:
             next_step="reload the page",
         )
     return Choice(
-        example_id=build.train_ids[position],
+        example_id=ids[position],
         verdict=verdict,
         label=label if verdict == "relabel" else None,
         evidence=json.dumps(evidence),
     )
 
 
-def decide_all(build: Build, choices: list[Choice], settles: bool = False) -> None:
+def decide_all(
+    build: Build, choices: list[Choice], settles: bool = False, split: str = TRAIN
+) -> None:
     """Write decisions of the visitor, which one undo takes back."""
     engine().decisions.decide_all(
-        build.data_id, choices, reviewer=reviewer(), build_id=build.id, settles=settles
+        log_id(build, split), choices, reviewer=reviewer(), build_id=build.id, settles=settles
     )
 
 
-def undo(build: Build) -> tuple[Decision, ...]:
+def log_id(build: Build, split: str) -> str:
+    """Under which id the log has the decisions on a half of the data."""
+    return build.test_half.id if split == TEST else build.data_id
+
+
+def undo(build: Build, split: str = TRAIN) -> tuple[Decision, ...]:
     """Take the visitor's last act back; leaves a notice where there is none."""
-    undone = engine().decisions.undo(build.data_id, reviewer())
+    undone = engine().decisions.undo(log_id(build, split), reviewer())
     if not undone:
-        st.session_state["notice"] = f"There is no decision{of_whom()} to undo."
+        st.session_state["notice"] = f"There is no decision{of_whom(split)} to undo."
     return undone
 
 
-def redo(build: Build) -> tuple[Decision, ...]:
+def redo(build: Build, split: str = TRAIN) -> tuple[Decision, ...]:
     """Put back what the visitor took back last; leaves a notice where there is nothing."""
-    redone = engine().decisions.redo(build.data_id, reviewer())
+    redone = engine().decisions.redo(log_id(build, split), reviewer())
     if not redone:
-        st.session_state["notice"] = f"There is no decision{of_whom()} to redo."
+        st.session_state["notice"] = f"There is no decision{of_whom(split)} to redo."
     return redone
 
 
-def of_whom() -> str:
-    return f" of {reviewer()}" if reviewer() else ""
+def of_whom(split: str) -> str:
+    about = " on test images" if split == TEST else ""
+    return about + (f" of {reviewer()}" if reviewer() else "")
 
 
 def class_keys(build: Build) -> list[str]:
-    """The keys that relabel, as printed on the chips of the first ten classes."""
-    return [str(c) for c in range(min(10, len(build.classes)))]
+    """The keys that relabel, as printed on the chips; of more than ten classes none has one."""
+    return [str(c) for c in range(len(build.classes))] if len(build.classes) <= 10 else []
 
 
 def verdicts(build: Build, positions: list[int]) -> dict[int, dict[str, Any]]:
     """The decisions in force on these training images, as the elements draw them."""
     stand = engine().decisions.in_force(build.data_id)
-    found = {i: stand.get(build.train_ids[i]) for i in positions}
+    return drawn({i: stand.get(build.train_ids[i]) for i in positions})
+
+
+def drawn(found: Mapping[int, Decision | None]) -> dict[int, dict[str, Any]]:
+    """Decisions by position, as the elements draw them."""
     return {i: {"verdict": d.verdict, "label": d.label} for i, d in found.items() if d}
 
 

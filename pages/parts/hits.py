@@ -8,7 +8,7 @@ import pandas as pd
 from attribution.engine import Build
 from attribution.records import Hit
 
-from .grid import Handle, class_keys, grid, verdicts
+from .grid import TRAIN, Handle, class_keys, grid, verdicts
 from .opened import DOUBT
 from .thumbs import inline
 
@@ -27,6 +27,7 @@ def hits_grid(
         key,
         handle,
         kind="hit",
+        split=TRAIN,
         tile=80,
         classes=list(build.classes),
         keys=class_keys(build),
@@ -50,6 +51,8 @@ def hit_item(build: Build, hit: Hit, suspect: pd.Series, times: float) -> dict:
         "src": inline(build, "train", hit.train_id),
         "alt": f"Training image {hit.train_id}, labelled {name}",
         "caption": name,
+        "given": hit.label,
+        "likely": [int(suspect.suggested_label)],
         "doubt": int(suspect.suggested_label) if suspect.score > DOUBT else None,
         "score": hit.score,
         "stderr": hit.stderr or 0,

@@ -120,3 +120,8 @@ def command_line(words: list[str]) -> str:
 def thumb(build: Build, split: str, position: int) -> str:
     """The address of an image, as `app.py` serves it."""
     return f"/thumb/{build.id}/{split}/{position}.png"
+
+
+def seen(build: Build, split: str, position: int) -> str:
+    """The address of an image as the network sees it."""
+    return f"/seen/{build.id}/{split}/{position}.png"

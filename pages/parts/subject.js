@@ -1,23 +1,138 @@
-// The chosen test image, large, beside the probabilities of its classes.
+// The chosen test image, large, beside the probabilities of its classes; whether its label is right.
 //
-// data: src, alt, title, facts ([text, tone]), bars ({name, value, text, tone}), sentence
+// data: epoch, ack, id, src, alt, title, name (of the file), facts ([text, tone]), bars ({name,
+//       value, text, tone}), doubt (of its label, in words), verdict (the decision on its label, null for none), given (its label),
+//       classes, keys, likely (classes to offer), original, seen (addresses of its pixels and of
+//       those that the network gets), about ([of the original, of the seen])
 
 export default function (component) {
-  const { data, parentElement } = component;
+  const { data, parentElement, setStateValue } = component;
   const root = parentElement.querySelector(".pc");
+  const state = mounted(parentElement, () => ({ queue: new Queue(), drawn: null }));
+  state.queue.sync(data, setStateValue);
+  state.data = data;
+  if (!state.wired) {
+    state.wired = true;
+    state.zoom = make("dialog", "zoom");
+    state.zoom.addEventListener("click", () => state.zoom.close());
+    // The key works wherever the focus is on this page, except in a field.
+    const listen = (event) => {
+      if (!root.isConnected) document.removeEventListener("keydown", listen, true);
+      else onKey(event, root, state);
+    };
+    document.addEventListener("keydown", listen, true);
+  }
+  const { epoch, ack, ...shown } = data;
+  const drawn = JSON.stringify(shown);
+  if (drawn === state.drawn) return;
+  state.drawn = drawn;
+  draw(root, state);
+}
+
+function draw(root, state) {
+  const { data } = state;
+  const image = picture(data.src, data.alt, "big");
+  image.title = "Enlarge (Z)";
+  image.addEventListener("click", () => zoom(state));
+  const name = make("span", "file", data.name);
+  name.title = data.name;
+  const title = make("div", "title");
+  title.append(make("span", "", data.title), name);
   const words = make("div", "words");
-  words.append(make("div", "title", data.title));
   const facts = make("div", "facts");
   for (const [text, tone] of data.facts) facts.append(make("span", `fact ${tone}`, text));
-  words.append(facts);
   const bars = make("div", "bars");
   for (const one of data.bars) {
     const track = make("div", "track");
     const fill = make("i", one.tone);
     fill.style.width = `${100 * one.value}%`;
     track.append(fill);
-    bars.append(make("span", `name ${one.tone}`, one.name), track, make("span", "value", one.text));
+    const label = make("span", `name ${one.tone}`, one.name);
+    label.title = one.name;
+    bars.append(label, track, make("span", "value", one.text));
   }
-  words.append(bars);
-  root.replaceChildren(picture(data.src, data.alt, "big"), words);
+  words.append(title, facts, bars);
+  if (data.doubt) words.append(make("div", "quiet", data.doubt));
+  root.replaceChildren(image, words, decisions(state), state.zoom);
+}
+
+function decisions(state) {
+  const { data } = state;
+  const box = make("div", "ask");
+  const acts = make("div", "acts");
+  acts.append(make("span", "quiet", "Is the label wrong?"));
+  for (const [name, text, key] of [
+    ["keep", "It is right", "K"],
+    ["drop", "Exclude the image", "X"],
+    ["undo", "Undo", "U"],
+    ["redo", "Redo", "Y"],
+  ]) {
+    const button = make("button", data.verdict?.verdict === name ? "act is" : "act", text);
+    button.append(make("kbd", "", key));
+    button.addEventListener("click", () => act(state, name));
+    acts.append(button);
+  }
+  const line = make("div", "acts");
+  state.finder = finder({
+    classes: data.classes,
+    keys: data.keys,
+    first: data.likely,
+    guess: data.verdict?.label ?? null,
+    pick: (label) => act(state, "relabel", label),
+    leave: () => {},
+  });
+  line.append(make("span", "quiet", "It is"), state.finder);
+  box.append(acts, line);
+  return box;
+}
+
+function act(state, name, label = null) {
+  const { id, given } = state.data;
+  if (name === "undo" || name === "redo") return state.queue.push({ type: name });
+  // To the label that it has is to keep it.
+  const same = name === "relabel" && label === given;
+  const verdict = same ? "keep" : name;
+  state.queue.push({ type: "decide", id, verdict, label: same ? null : label });
+}
+
+// The pixels as stored beside those that the network gets, neither smoothed.
+function zoom(state) {
+  const { data } = state;
+  const pair = make("div", "pair");
+  for (const [title, src, about] of [
+    ["As stored", data.original, data.about[0]],
+    ["As the network sees it", data.seen, data.about[1]],
+  ]) {
+    const figure = make("figure");
+    const image = picture(src, `${data.alt}, ${title.toLowerCase()}`, "pixels");
+    image.loading = "eager";
+    const caption = make("figcaption", "", title);
+    caption.append(make("span", "quiet", about));
+    figure.append(image, caption);
+    pair.append(figure);
+  }
+  const words = make("p", "caption");
+  words.append(make("span", "", data.title), make("span", "file", data.name));
+  state.zoom.replaceChildren(pair, words);
+  state.zoom.showModal();
+}
+
+const PLAIN = { k: "keep", x: "drop", u: "undo", y: "redo" };
+
+function onKey(event, root, state) {
+  const from = event.composedPath()[0];
+  if (typing(from) || event.altKey || event.ctrlKey || event.metaKey || event.isComposing) return;
+  const key = event.key.toLowerCase();
+  const { keys } = state.data;
+  if (key === "z") {
+    if (state.zoom.open) state.zoom.close();
+    else zoom(state);
+  } else if (!event.composedPath().includes(root) || state.zoom.open) return;
+  else if (PLAIN[key]) act(state, PLAIN[key]);
+  else if (keys.includes(key)) act(state, "relabel", keys.indexOf(key));
+  else if (key === "l" || (!keys.length && /^[0-9]$/.test(key))) {
+    state.finder.open(key === "l" ? "" : key);
+  } else return;
+  event.preventDefault();
+  event.stopPropagation();
 }

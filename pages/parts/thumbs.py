@@ -17,9 +17,10 @@ INLINE = 4096  # bytes
 
 
 @lru_cache(maxsize=20_000)  # a PNG of a small image is under a kilobyte
-def _png(build_id: str, split: str, position: int) -> bytes:
-    """Raises UserError for a build, split or position that is not there."""
-    return png(engine().open(build_id).image(split, position))
+def _png(build_id: str, split: str, position: int, seen: bool = False) -> bytes:
+    """As stored, or as the network sees it. Raises UserError for what is not there."""
+    build = engine().open(build_id)
+    return png((build.seen if seen else build.image)(split, position))
 
 
 def inline(build: Build, split: str, position: int) -> str:
@@ -31,13 +32,16 @@ def inline(build: Build, split: str, position: int) -> str:
 
 
 def thumbnail(request: Request) -> Response:
-    """One image of a build. The URL is looked up, never made into a path."""
+    """One image of a build, as stored or, below /seen, as the network sees it.
+
+    The URL is looked up, never made into a path.
+    """
     words = request.path_params
     build_id, split, position = words["build"], words["split"], words["position"]
     try:
         if split not in ("train", "test"):
             raise UserError(found=f"split {split!r}", wanted="train or test", next_step="use one")
-        png = _png(build_id, split, position)
+        png = _png(build_id, split, position, request.url.path.startswith("/seen/"))
     except UserError as error:
         return PlainTextResponse(str(error), status_code=404)
     # A build never changes, so neither does an image of it.
@@ -50,11 +54,13 @@ def thumbnail(request: Request) -> Response:
 
 
 def no_thumbnail(_: Request) -> Response:
-    """Any other address below /thumb, which would get the app's page otherwise."""
+    """Any other address below /thumb or /seen, which would get the app's page otherwise."""
     return PlainTextResponse("There is no such image.", status_code=404)
 
 
 ROUTES = [
     Route("/thumb/{build:str}/{split:str}/{position:int}.png", thumbnail),
+    Route("/seen/{build:str}/{split:str}/{position:int}.png", thumbnail),
     Route("/thumb/{rest:path}", no_thumbnail),
+    Route("/seen/{rest:path}", no_thumbnail),
 ]

@@ -1,6 +1,7 @@
 """Numbers as people read them."""
 
 import math
+import re
 
 
 def span(seconds: float | None) -> str:
@@ -37,6 +38,18 @@ def readable(largest: float) -> tuple[float, str]:
     while 0 < largest * 1000**power < 1 and power < 4:
         power += 1
     return 1000.0**power, f"Scores are shown times {1000**power:,}. " if power else ""
+
+
+def percent(probability: float) -> str:
+    """A probability that is never quite sure: <1%, 42%, >99%."""
+    if 0.01 <= probability <= 0.99:
+        return f"{probability:.0%}"
+    return "<1%" if probability < 0.5 else ">99%"
+
+
+def literal(name: str) -> str:
+    """A name as it is, where Markdown is read."""
+    return re.sub(r"([^\w\s])", r"\\\1", " ".join(name.split()))
 
 
 def size(count: float) -> str:
