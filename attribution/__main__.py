@@ -376,7 +376,7 @@ def lay_out(
     if as_json:
         return show_json(found)
     out.print(
-        f"{found['images']:,} images laid out; {found['kept']:.0%} of each one's nearest neighbours "
+        f"{found['images']:,} images laid out; {found['kept']:.0%} of an image's nearest neighbours "
         "are still nearest."
     )
     return None

@@ -4,7 +4,8 @@ import streamlit as st
 
 from attribution.engine import Build
 from attribution.groups import GroupHit
-from pages.parts import charts
+from attribution.records import UserError
+from pages.parts import charts, picked
 from pages.parts.asked import PAGE, test_item
 from pages.parts.grid import consume, decide, grid, notice, undo
 from pages.parts.hits import hit_item, hits_grid
@@ -14,6 +15,15 @@ from pages.parts.words import readable
 HITS = 18
 NEAR = 10  # strongest proponents by which hubs are counted
 STEADY = 5  # strongest proponents of which some should be told from zero
+ASKED = {  # as `query_group` takes it, and in words
+    "called so": ("predicted", "what each is called"),
+    "labelled so": ("label", "what each is labelled"),
+}
+TOGETHER = (
+    "Ranked by the mean over the test images without the one that is loudest, so that no single "
+    "image decides. Under each: the share of the test images that it pushes the same way. Pick a "
+    "training image to keep, relabel or drop it."
+)
 BOUND = {"bind": "query-params", "persist_state": "session"}
 
 
@@ -70,16 +80,12 @@ def confusion(build: Build) -> None:
             return
         answer = build.query_group([int(t) for t in some.index], HITS)
         name = names[predicted]
-        whom = "the test image" if len(some) == 1 else f"the {len(some)} test images"
         st.markdown(
-            f"What pushed {whom} labelled **{names[label]}** towards or away from **{name}**."
+            f"What pushed {whom(len(some))} labelled **{names[label]}** towards or away from "
+            f"**{name}**."
         )
         shown(build, answer.proponents, answer.opponents, name, len(some))
-        st.caption(
-            "Ranked by the mean over the test images without the one that is loudest, so that no "
-            "single image decides. Under each: the share of the test images that it pushes the "
-            "same way. Pick a training image to keep, relabel or drop it."
-        )
+        st.caption(TOGETHER)
 
 
 def cell() -> None:
@@ -88,6 +94,54 @@ def cell() -> None:
     if picked:
         st.session_state["group_label"] = picked[0]["label"]
         st.session_state["group_predicted"] = picked[0]["predicted"]
+
+
+def selection(build: Build) -> None:
+    """The training images behind test images that were chosen on the map."""
+    some = chosen_tests(build)
+    if not some:
+        st.info(
+            "Choose test images on the page *Map*: draw around some, then *Explain these together*."
+        )
+        if st.button("Open the map", key="to_map"):
+            go("map")
+        return
+    left, right = st.columns([4, 9], gap="large")
+    with left:
+        asked = st.segmented_control(
+            "Why they were", list(ASKED), key="group_asked", default="called so", required=True,
+            **BOUND,
+        )  # fmt: skip
+        tests = build.tests().loc[list(some)].sort_values(["correct", "confidence"])
+        items = [test_item(build, *one) for one in tests.head(PAGE).itertuples()]
+        label = f"{len(some):,} test images" + (f", {PAGE} shown" if len(some) > PAGE else "")
+        grid("group_tests", to_explain, kind="pick", tile=60,
+             groups=[{"label": label, "title": True, "items": items, "empty": ""}])  # fmt: skip
+    with right:
+        target, name = ASKED[asked]
+        answer = build.query_group(some, HITS, target)
+        st.markdown(f"What pushed {whom(len(some))} towards or away from **{name}**.")
+        shown(build, answer.proponents, answer.opponents, name, len(some))
+        st.caption(TOGETHER)
+
+
+def chosen_tests(build: Build) -> tuple[int, ...]:
+    """The test images of the map or of the address; of a bad one only a notice remains."""
+    text = st.session_state.pop("groups_picked", "") or st.query_params.get("picked", "")
+    if not text:
+        return ()
+    try:
+        some = picked.positions(text, len(build.test_labels_T))[: picked.MOST]
+    except UserError as error:
+        st.query_params.pop("picked", None)
+        st.warning(str(error), icon=":material/info:")
+        return ()
+    st.query_params["picked"] = text
+    return some
+
+
+def whom(count: int) -> str:
+    return "the test image" if count == 1 else f"the {count:,} test images"
 
 
 def shown(
@@ -225,6 +279,7 @@ def on_hit(build: Build, action: dict) -> None:
 
 VIEWS = {
     "a confusion": confusion,
+    "a selection": selection,
     "one class rather than another": contrast,
     "hubs": hubs,
     "no steady proponent": unsteady,

@@ -12,7 +12,7 @@ from attribution import audit
 from attribution.decisions import UNSURE, Choice, Standing
 from attribution.engine import Build
 from attribution.records import Decision, UserError
-from pages.parts import behind, reckoning, reviewer
+from pages.parts import behind, picked, reckoning, reviewer
 from pages.parts.exports import downloads
 from pages.parts.grid import (
     choice,
@@ -56,11 +56,12 @@ class View(NamedTuple):
     like: str = ANY
     by: str = SUSPICION
     whom: str = ANY
+    among: str = ANY  # or positions, as `picked.words` has them
 
     @property
     def whole(self) -> bool:
         """Whether images come as the queue serves them, spot checks among them."""
-        return VIEWS[self.which] == "open" and self[2:] == (ANY, ANY, SUSPICION, ANY)
+        return VIEWS[self.which] == "open" and self[2:] == View("")[2:]
 
 
 class Listed(NamedTuple):
@@ -130,11 +131,30 @@ def toolbar(build: Build, stand: Standing) -> View:
         by = st.selectbox("Rank by", ways, key="by", **bound)
         people = [ANY, *(who or NOBODY for who in reviewers)]
         whom = st.selectbox("Decided by", people, key="whom", **bound)
+        among = selection(build)
     with name:
         reviewer.ask()
     with export:
         downloads(build)
-    return View(build.id, which, labelled, like, by, whom)
+    return View(build.id, which, labelled, like, by, whom, among)
+
+
+def selection(build: Build) -> str:
+    """The images that were chosen on the map or are in the address, or any."""
+    text = st.session_state.pop("review_picked", "") or st.query_params.get("picked", "")
+    if not text:
+        return ANY
+    try:
+        count = len(picked.positions(text, len(build.train_ids)))
+    except UserError as error:
+        st.query_params.pop("picked", None)
+        st.session_state["notice"] = str(error)
+        return ANY
+    st.query_params["picked"] = text
+    if st.button(f"Not only the {count:,} of the map", key="unpick", width="stretch"):
+        st.query_params.pop("picked", None)
+        return ANY
+    return text
 
 
 @lru_cache(maxsize=4)
@@ -168,6 +188,8 @@ def matching(build: Build, view: View, stand: Standing) -> tuple[int, ...]:
     for name, column in ((view.labelled, "given_label"), (view.like, "suggested_label")):
         if name != ANY:
             rows = rows[rows[column] == build.classes.index(name)]
+    if view.among != ANY:
+        rows = rows[rows.index.isin(picked.positions(view.among, len(build.train_ids)))]
     if view.by != SUSPICION:
         (column,) = (c for c in signals(build) if behind.signal_words(c) == view.by)
         rows = rows.sort_values(column, ascending=False, kind="stable")
@@ -217,6 +239,8 @@ def show(build: Build, listed: Listed, stand: Standing) -> None:
         )
         if value != plain
     ]
+    if view.among != ANY:
+        chosen.append("chosen on the map")
     deck(
         "deck",
         lambda action: act(build, action),
