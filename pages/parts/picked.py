@@ -1,0 +1,38 @@
+"""Images chosen on the map, as an address and as the other pages take them."""
+
+import re
+from collections.abc import Iterable
+
+from attribution.records import UserError
+
+MOST = 2000  # as many as one question or one review takes from the map
+
+
+def words(positions: Iterable[int]) -> str:
+    """Positions as an address has them, with runs: 3-9,12."""
+    runs: list[list[int]] = []
+    for i in sorted(set(positions)):
+        if runs and i == runs[-1][1] + 1:
+            runs[-1][1] = i
+        else:
+            runs.append([i, i])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def positions(text: str, count: int) -> tuple[int, ...]:
+    """The positions below `count` that `words` wrote, rising.
+
+    Raises UserError for text that is none, and for positions that are not there.
+    """
+    found: set[int] = set()
+    for part in text.split(","):
+        run = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part, re.ASCII)
+        low, high = (int(run[1]), int(run[2] or run[1])) if run else (0, -1)
+        if not low <= high < count:
+            raise UserError(
+                found=f"the selection {text[:40]!r} in the address",
+                wanted=f"positions from 0 to {count - 1}, such as 3-9,12",
+                next_step="choose images on the page Map",
+            )
+        found.update(range(low, high + 1))
+    return tuple(sorted(found))
