@@ -376,8 +376,8 @@ def lay_out(
     if as_json:
         return show_json(found)
     out.print(
-        f"{found['images']:,} images laid out; {found['kept']:.0%} of an image's nearest neighbours "
-        "are still nearest."
+        f"{found['images']:,} images laid out; {found['kept']:.0%} of an image's nearest "
+        "neighbours are still nearest."
     )
     return None
 

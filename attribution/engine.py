@@ -1435,11 +1435,11 @@ class Build:
 
     def lay_out(self, report: Report = silent) -> Artifact:
         """Places of all images in the plane, `xy` (N + T, 2), and what of it is to be believed."""
-        spec, classes, steps = MapSpec(), len(self.classes), len(self._networks) + 3
+        spec, classes, count = MapSpec(), len(self.classes), len(self._networks)
 
         def beheld() -> Iterator[np.ndarray]:
             for m, name in enumerate(self._networks):
-                report("map", m, steps)
+                report("map", m, count)
                 module = load_network(self.store, self.spec, self.data, Checkpoint(run_id=name))
                 halves = (self.data.train, self.data.test)
                 yield np.concatenate(
@@ -1451,12 +1451,10 @@ class Build:
 
         def fill(draft: Draft) -> None:
             x_PD = side_by_side(beheld(), spec.directions)
-            report("map", steps - 3, steps)
-            xy_P2 = laid_out(x_PD, spec)
-            report("map", steps - 1, steps)
+            report("map", count, count)
+            xy_P2 = laid_out(x_PD, spec, report)
             draft.array("xy", xy_P2)
             draft.note(kept=neighbours_kept(x_PD, xy_P2))
-            report("map", steps, steps)
 
         return self.store.make("map", self._map_id(spec), fill, self._map_made_by(spec))
 

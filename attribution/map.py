@@ -1,13 +1,12 @@
 """A picture of the data: every image a point in the plane, near those that the networks see alike.
 
 What reaches the last layer of each network, side by side, is brought down to few directions by PCA
-and from there to two by UMAP, training and test images together. Neighbourhoods are what it keeps;
+and from there to two by t-SNE, training and test images together. Neighbourhoods are what it keeps;
 how far apart two groups are, or how wide one is, means little.
 
 Axes: P images (first training, then test), H features of a network, D directions.
 """
 
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -15,7 +14,9 @@ import numpy as np
 from sklearn.decomposition import PCA
 
 from .index import nearest
+from .records import Report, silent
 
+FEW = 10
 NEAR = 10  # neighbours that `neighbours_kept` looks at
 
 
@@ -24,8 +25,9 @@ class MapSpec:
     """How the plane is found."""
 
     directions: int = 50
-    neighbours: int = 15
-    apart: float = 0.1  # how close UMAP may put two points
+    perplexity: float = 15.0  # about as many neighbours count
+    early: int = 120  # steps in which groups find together
+    steps: int = 400  # after these
     seed: int = 0
 
 
@@ -43,29 +45,43 @@ def side_by_side(each: Iterable[np.ndarray], directions: int) -> np.ndarray:
     return reduced(np.concatenate([reduced(x_PH, directions) for x_PH in each], 1), directions)
 
 
-def laid_out(x_PD: np.ndarray, spec: MapSpec) -> np.ndarray:
+def laid_out(x_PD: np.ndarray, spec: MapSpec, report: Report = silent) -> np.ndarray:
     """Places in the plane, float32 (P, 2), the same for the same input on the same machine."""
     count = len(x_PD)
-    k = min(spec.neighbours, count - 1)
-    if k < 3:  # too few for neighbourhoods
+    k = min(round(3 * spec.perplexity), count - 1)
+    if count < FEW:  # for neighbourhoods
         return np.resize(reduced(x_PD, 2).T, (2, count)).T
-    distance_Pk, near_Pk = nearest(x_PD, k)
-    own_P1, zero_P1 = np.arange(count)[:, None], np.zeros((count, 1), np.float32)
-    around = np.hstack([own_P1, near_Pk]), np.hstack([zero_P1, distance_Pk])
-    with warnings.catch_warnings():
-        # It says what it could also do: place new points, use other libraries.
-        warnings.simplefilter("ignore")
-        from umap import UMAP  # compiles parts of itself, which takes some seconds
+    from openTSNE import TSNEEmbedding, affinity, initialization, nearest_neighbors
 
-        plane = UMAP(
-            n_neighbors=k + 1,
-            min_dist=spec.apart,
-            init="pca",
-            precomputed_knn=around,
-            random_state=spec.seed,
-            n_jobs=1,
+    distance_Pk, near_Pk = nearest(x_PD, k)
+    alike = affinity.PerplexityBasedNN(
+        perplexity=k / 3,
+        knn_index=nearest_neighbors.PrecomputedNeighbors(near_Pk, distance_Pk),
+        n_jobs=1,
+    )
+    plane = TSNEEmbedding(
+        initialization.rescale(x_PD[:, :2].astype(np.float64)),
+        alike,
+        random_state=spec.seed,
+        n_jobs=1,  # sums in one order
+    )
+    whole = spec.early + spec.steps
+    for before, steps, exaggeration, momentum in (
+        (0, spec.early, 12, 0.5),
+        (spec.early, spec.steps, 1, 0.8),
+    ):
+
+        def told(step: int, error: float, places: object, before: int = before) -> None:
+            report("layout", before + step, whole)
+
+        plane = plane.optimize(
+            steps,
+            exaggeration=exaggeration,
+            momentum=momentum,
+            callbacks=[told],
+            callbacks_every_iters=10,
         )
-        return plane.fit_transform(x_PD).astype(np.float32)
+    return np.asarray(plane, np.float32)
 
 
 def neighbours_kept(x_PD: np.ndarray, xy_P2: np.ndarray) -> float:

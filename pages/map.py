@@ -50,8 +50,8 @@ def missing(build: Build) -> None:
     with st.container(border=True):
         words, action = st.columns([4, 1], vertical_alignment="center")
         words.write(
-            "**The images are not laid out yet.** It takes about a minute for every 50,000 and runs "
-            "in the background."
+            "**The images are not laid out yet.** It takes about two minutes for 50,000 and "
+            "runs in the background."
         )
         words.caption("Or in a terminal:")
         words.code(command_line(["map", build.id]), language="bash", wrap_lines=True)
@@ -178,9 +178,9 @@ def below(build: Build) -> None:
     trains, tests = every[every < count], every[every >= count] - count
     if not len(every):
         st.caption(
-            f"Click a point, or press **L** and draw around many (with Shift to add). Of an image's "
-            f"ten nearest neighbours in the networks' eyes, {10 * build.map.manifest['kept']:.0f} "
-            "are among its ten nearest here; how far apart two groups lie says little."
+            "Click a point, or press **L** and draw around many (with Shift to add). Of an image's "
+            f"ten nearest in the networks' eyes, {10 * build.map.manifest['kept']:.0f} are among "
+            "its ten nearest here; how far apart two groups lie says little."
         )
     elif len(every) == 1:
         one(build, len(tests) == 1, int((tests if len(tests) else trains)[0]))
@@ -236,6 +236,7 @@ def several(build: Build, trains: np.ndarray, tests: np.ndarray) -> None:
     trains = trains[np.argsort(-score_N[trains], kind="stable")]
     table = build.tests()
     order = table.loc[tests].sort_values(["correct", "confidence"], ascending=[True, False])
+    doubtful = int((score_N[trains] > DOUBT).sum())
     halves = [half for half in (len(tests), len(trains)) if half]
     places = iter(st.columns(len(halves), gap="large"))
     if len(tests):
@@ -250,7 +251,7 @@ def several(build: Build, trains: np.ndarray, tests: np.ndarray) -> None:
     if len(trains):
         with next(places):
             group(
-                f"{len(trains):,} training images, {int((score_N[trains] > DOUBT).sum()):,} suspicious",
+                f"{len(trains):,} training images, {doubtful:,} suspicious",
                 "Review these", "Decide on their labels, the most suspicious first",
                 len(trains), "review", words=picked.words(trains.tolist()),
             )  # fmt: skip
