@@ -17,6 +17,7 @@ NAMES = (
     "applied",
     "click",
     "demo",
+    "map",
     "member",
     "mislabels",
     "paper_table",

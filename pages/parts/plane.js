@@ -17,7 +17,9 @@ const VERDICT_COLOURS = [null, "#2c9a5b", "#5870ee", "#d8453a", "#b39b1f"];
 const REACH = 9; // pixels from a point that still count as on it
 const STILL = 4; // pixels that a click may move
 const SIDE = 28; // cells each way in which the densest place of a class is looked for
+const AROUND = 2; // cells around it that count too
 const NAMED = 40; // classes named on the map
+const RINGED = 300; // selected images that get a ring; more are told by the paleness of the others
 const MOST_ZOOM = 80;
 const MARKS = [
   ["training image", '<circle cx="9" cy="9" r="5" fill="currentColor"/>'],
@@ -213,7 +215,7 @@ function refresh(root, state) {
 function choose(state) {
   const { data, points, hidden, verdict } = state;
   const shown = (state.shown = new Uint8Array(points.count));
-  const counts = (state.counts = { shown: 0, suspects: 0, wrong: 0 });
+  const counts = (state.counts = { shown: 0, suspects: 0, wrong: 0, pale: 0 });
   for (let p = 0; p < points.count; p++) {
     if (hidden.has(points.given[p])) continue;
     const test = p >= points.train;
@@ -223,8 +225,8 @@ function choose(state) {
       (data.only !== "wrong predictions" || (test && points.doubt[p])) &&
       (data.only !== "undecided suspects" || (!test && points.doubt[p] && !verdict[p]));
     shown[p] = passes ? 2 : 1;
+    counts[passes ? "shown" : "pale"]++;
     if (!passes) continue;
-    counts.shown++;
     if (points.doubt[p]) counts[test ? "wrong" : "suspects"]++;
   }
   state.names = densest(state);
@@ -232,28 +234,37 @@ function choose(state) {
 
 // Where the most shown images of each class are close together: its name goes there.
 function densest({ data, points, shown }) {
-  const cells = new Map(); // class -> counts of the cells
-  const cell = (p) =>
-    Math.min(SIDE - 1, Math.floor((SIDE * points.xy[2 * p]) / (points.width + 1))) * SIDE +
-    Math.min(SIDE - 1, Math.floor((SIDE * points.xy[2 * p + 1]) / (points.height + 1)));
+  const sums = new Map(); // class -> count, sum of x, sum of y of each cell
+  const cell = (value, most) => Math.floor((SIDE * value) / (most + 1));
   for (let p = 0; p < points.count; p++) {
     if (shown[p] !== 2 || points.doubt[p]) continue;
-    const label = points.given[p];
-    if (!cells.has(label)) cells.set(label, new Float64Array(3 * SIDE * SIDE));
-    const sums = cells.get(label);
-    const at = 3 * cell(p);
-    sums[at]++;
-    sums[at + 1] += points.xy[2 * p];
-    sums[at + 2] += points.xy[2 * p + 1];
+    const [x, y] = [points.xy[2 * p], points.xy[2 * p + 1]];
+    if (!sums.has(points.given[p])) sums.set(points.given[p], new Float64Array(3 * SIDE * SIDE));
+    const cells = sums.get(points.given[p]);
+    const at = 3 * (cell(y, points.height) * SIDE + cell(x, points.width));
+    cells[at]++;
+    cells[at + 1] += x;
+    cells[at + 2] += y;
   }
-  const found = [];
-  for (const [label, sums] of cells) {
-    let best = 0;
-    for (let at = 0; at < sums.length; at += 3) if (sums[at] > sums[best]) best = at;
-    const count = sums[best];
-    found.push({ text: data.classes[label], x: sums[best + 1] / count, y: sums[best + 2] / count, count });
-  }
-  return found.sort((a, b) => b.count - a.count).slice(0, NAMED);
+  return [...sums]
+    .map(([label, cells]) => {
+      let best = [0, 0, 0];
+      for (let row = 0; row < SIDE; row++) {
+        for (let column = 0; column < SIDE; column++) {
+          const here = [0, 0, 0];
+          for (let r = Math.max(0, row - AROUND); r <= Math.min(SIDE - 1, row + AROUND); r++) {
+            for (let c = Math.max(0, column - AROUND); c <= Math.min(SIDE - 1, column + AROUND); c++) {
+              for (const i of [0, 1, 2]) here[i] += cells[3 * (r * SIDE + c) + i];
+            }
+          }
+          if (here[0] > best[0]) best = here;
+        }
+      }
+      const [count, x, y] = best;
+      return { text: data.classes[label], x: x / count, y: y / count, count };
+    })
+    .sort((a, b) => b.count - a.count)
+    .slice(0, NAMED);
 }
 
 const pixel = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
@@ -313,13 +324,14 @@ function themed(root, state) {
 
 // --- drawing
 
-// How strong a mark is at each pixel around its point, from 0 to 256; nothing where it is not.
-function stamp(state, kind, radius) {
-  const name = `${kind} ${radius}`;
+// The pixels of a mark, as steps from that of its point in rows of `stride`: those that it covers,
+// and those at its edge, with how much of them from 0 to 256.
+function stamp(state, kind, radius, stride) {
+  const name = `${kind} ${radius} ${stride}`;
   if (state.stamps.has(name)) return state.stamps.get(name);
   const reach = Math.ceil(radius + 1);
-  const dx = [];
-  const dy = [];
+  const solid = [];
+  const soft = [];
   const alpha = [];
   const edge = (distance) => Math.max(0, Math.min(1, distance + 0.5));
   const strength = (x, y) => {
@@ -336,13 +348,16 @@ function stamp(state, kind, radius) {
   for (let y = -reach; y <= reach; y++) {
     for (let x = -reach; x <= reach; x++) {
       const value = Math.round(256 * strength(x, y));
-      if (!value) continue;
-      dx.push(x);
-      dy.push(y);
-      alpha.push(value);
+      if (value === 256) solid.push(y * stride + x);
+      else if (value) {
+        soft.push(y * stride + x);
+        alpha.push(value);
+      }
     }
   }
-  const made = { dx: Int32Array.from(dx), dy: Int32Array.from(dy), alpha: Int32Array.from(alpha) };
+  const [whole, rim, share] = [solid, soft, alpha].map((some) => Int32Array.from(some));
+  const made = { solid: whole, soft: rim, alpha: share };
+  if (state.stamps.size > 200) state.stamps.clear();
   state.stamps.set(name, made);
   return made;
 }
@@ -400,35 +415,35 @@ function drawPoints(state) {
   }
   const buffer = state.buffer;
   buffer.fill((0xff000000 | colours.paper) >>> 0);
-  const put = (marks, at, colour, strength) => {
-    const { dx, dy, alpha } = marks;
+  const blend = (to, rb, g, a) => {
+    const under = buffer[to];
+    buffer[to] =
+      0xff000000 |
+      (((Math.imul(rb, a) + Math.imul(under & 0xff00ff, 256 - a)) >>> 8) & 0xff00ff) |
+      (((Math.imul(g, a) + Math.imul(under & 0x00ff00, 256 - a)) >>> 8) & 0x00ff00);
+  };
+  const put = ({ solid, soft, alpha }, at, colour, strength) => {
     const rb = colour & 0xff00ff;
     const g = colour & 0x00ff00;
-    for (let i = 0; i < alpha.length; i++) {
-      const to = at + dy[i] * stride + dx[i];
-      const a = (alpha[i] * strength) >> 8;
-      const under = buffer[to];
-      const mixed =
-        (((Math.imul(rb, a) + Math.imul(under & 0xff00ff, 256 - a)) >>> 8) & 0xff00ff) |
-        (((Math.imul(g, a) + Math.imul(under & 0x00ff00, 256 - a)) >>> 8) & 0x00ff00);
-      buffer[to] = (0xff000000 | mixed) >>> 0;
-    }
+    if (strength === 256) for (let i = 0; i < solid.length; i++) buffer[at + solid[i]] = 0xff000000 | colour;
+    else for (let i = 0; i < solid.length; i++) blend(at + solid[i], rb, g, strength);
+    for (let i = 0; i < soft.length; i++) blend(at + soft[i], rb, g, (alpha[i] * strength) >> 8);
   };
   const line = Math.round(4 * (radius + 2.2 * dpr)) / 4;
-  const disc = stamp(state, "disc", radius);
-  const diamond = stamp(state, "diamond", Math.round(4 * (radius + 0.5 * dpr)) / 4);
-  const ring = stamp(state, "ring", line);
-  const chosen = stamp(state, "ring", line + 1.5 * dpr);
-  const halo = stamp(state, "halo", line + dpr);
-  const cross = stamp(state, "cross", line + dpr);
-  const small = stamp(state, "disc", Math.max(1, radius * 0.6));
+  const disc = stamp(state, "disc", radius, stride);
+  const diamond = stamp(state, "diamond", Math.round(4 * (radius + 0.5 * dpr)) / 4, stride);
+  const ring = stamp(state, "ring", line, stride);
+  const chosen = stamp(state, "ring", line + 1.5 * dpr, stride);
+  const halo = stamp(state, "halo", line + dpr, stride);
+  const cross = stamp(state, "cross", line + dpr, stride);
+  const small = stamp(state, "disc", Math.max(1, radius * 0.6), stride);
   const place = (p) => {
     const x = Math.round((points.xy[2 * p] * scale + left) * dpr) + margin;
     const y = Math.round((points.xy[2 * p + 1] * scale + top) * dpr) + margin;
     const inside = x >= margin / 2 && y >= margin / 2 && x < stride - margin / 2 && y < rows - margin / 2;
     return inside ? y * stride + x : -1;
   };
-  for (const p of points.order) {
+  for (const p of state.counts.pale ? points.order : []) {
     if (shown[p] !== 1) continue;
     const at = place(p);
     if (at >= 0) put(small, at, colours.ink, 26);
@@ -438,14 +453,15 @@ function drawPoints(state) {
     const at = place(p);
     if (at < 0) continue;
     const test = p >= points.train;
-    put(test ? diamond : disc, at, colours.fill[p], 225);
+    const pale = selected.size && !selected.has(p);
+    put(test ? diamond : disc, at, colours.fill[p], pale ? 70 : 256);
     if (!points.doubt[p]) continue;
     if (test) {
-      put(halo, at, colours.paper, 256);
-      put(cross, at, colours.ink, 256);
-    } else put(ring, at, colours.ink, 230);
+      if (!pale) put(halo, at, colours.paper, 256);
+      put(cross, at, colours.ink, pale ? 70 : 256);
+    } else put(ring, at, colours.ink, pale ? 60 : 256);
   }
-  for (const p of selected) {
+  for (const p of selected.size <= RINGED ? selected : []) {
     const at = shown[p] === 2 ? place(p) : -1;
     if (at >= 0) put(chosen, at, colours.primary, 256);
   }
