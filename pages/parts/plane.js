@@ -608,8 +608,12 @@ function drawLegend(state) {
 // --- what a person does
 
 const at = (event, state) => {
-  const box = state.parts.stage.getBoundingClientRect();
-  return [event.clientX - box.left, event.clientY - box.top];
+  const { stage } = state.parts;
+  const box = stage.getBoundingClientRect(); // with its border, which the canvas lies within
+  return [
+    event.clientX - box.left - stage.clientLeft,
+    event.clientY - box.top - stage.clientTop,
+  ];
 };
 
 // The shown point nearest to a place on the page, if it is near enough.
