@@ -4,7 +4,6 @@ import streamlit as st
 
 from attribution.engine import Build
 from attribution.groups import GroupHit
-from attribution.records import UserError
 from pages.parts import charts, picked
 from pages.parts.asked import PAGE, test_item
 from pages.parts.grid import consume, decide, grid, notice, undo
@@ -98,7 +97,8 @@ def cell() -> None:
 
 def selection(build: Build) -> None:
     """The training images behind test images that were chosen on the map."""
-    some = chosen_tests(build)
+    _, some = picked.chosen("groups", len(build.test_labels_T))
+    some = some[: picked.MOST]
     if not some:
         st.info(
             "Choose test images on the page *Map*: draw around some, then *Explain these together*."
@@ -123,21 +123,6 @@ def selection(build: Build) -> None:
         st.markdown(f"What pushed {whom(len(some))} towards or away from **{name}**.")
         shown(build, answer.proponents, answer.opponents, name, len(some))
         st.caption(TOGETHER)
-
-
-def chosen_tests(build: Build) -> tuple[int, ...]:
-    """The test images of the map or of the address; of a bad one only a notice remains."""
-    text = st.session_state.pop("groups_picked", "") or st.query_params.get("picked", "")
-    if not text:
-        return ()
-    try:
-        some = picked.positions(text, len(build.test_labels_T))[: picked.MOST]
-    except UserError as error:
-        st.query_params.pop("picked", None)
-        st.warning(str(error), icon=":material/info:")
-        return ()
-    st.query_params["picked"] = text
-    return some
 
 
 def whom(count: int) -> str:

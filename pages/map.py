@@ -269,7 +269,7 @@ def group(said: str, action: str, about: str, count: int, page: str, words: str)
     if button.button(
         action, type="primary", key=f"to_{page}", width="stretch", disabled=many, help=help_text
     ):
-        st.session_state[f"{page}_picked"] = words
+        picked.give(page, words)
         if page == "groups":
             st.session_state["pattern"] = "a selection"
         st.session_state["go"] = page
@@ -300,6 +300,7 @@ def to_one(test: bool, i: object) -> None:
     if test:
         st.session_state.update(test=i, target="predicted", show="all", go="explain")
     else:
+        picked.give("review", "")  # which might not have it
         st.session_state.update(review_at=i, go="review")
 
 

@@ -141,20 +141,16 @@ def toolbar(build: Build, stand: Standing) -> View:
 
 def selection(build: Build) -> str:
     """The images that were chosen on the map or are in the address, or any."""
-    text = st.session_state.pop("review_picked", "") or st.query_params.get("picked", "")
-    if not text:
-        return ANY
     try:
-        count = len(picked.positions(text, len(build.train_ids)))
+        text, some = picked.chosen("review", len(build.train_ids))
     except UserError as error:
-        st.query_params.pop("picked", None)
         st.session_state["notice"] = str(error)
         return ANY
-    st.query_params["picked"] = text
-    if st.button(f"Not only the {count:,} of the map", key="unpick", width="stretch"):
-        st.query_params.pop("picked", None)
+    words = f"Not only the {len(some):,} of the map"
+    if text and st.button(words, key="unpick", width="stretch"):
+        picked.forget("review")
         return ANY
-    return text
+    return text or ANY
 
 
 @lru_cache(maxsize=4)

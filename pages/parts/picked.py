@@ -3,6 +3,8 @@
 import re
 from collections.abc import Iterable
 
+import streamlit as st
+
 from attribution.records import UserError
 
 MOST = 2000  # as many as one question or one review takes from the map
@@ -36,3 +38,31 @@ def positions(text: str, count: int) -> tuple[int, ...]:
             )
         found.update(range(low, high + 1))
     return tuple(sorted(found))
+
+
+def chosen(page: str, count: int) -> tuple[str, tuple[int, ...]]:
+    """The selection that a page has in its address or was given by the map, and its positions.
+
+    Raises UserError, once, for one that makes no sense; from then on there is none.
+    """
+    key = f"{page}_picked"
+    text = st.session_state.setdefault(key, st.query_params.get("picked", ""))
+    if not text:
+        return "", ()
+    try:
+        found = positions(text, count)
+    except UserError:
+        forget(page)
+        raise
+    st.query_params["picked"] = text
+    return text, found
+
+
+def give(page: str, some: str) -> None:
+    """Have a page show this selection when it is opened next."""
+    st.session_state[f"{page}_picked"] = some
+
+
+def forget(page: str) -> None:
+    give(page, "")
+    st.query_params.pop("picked", None)

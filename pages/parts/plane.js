@@ -690,7 +690,8 @@ function onMove(event, root, state) {
   if (!drag.moved) return;
   hover(state, -1);
   if (drag.line) {
-    drag.line.push([x, y]);
+    const all = event.getCoalescedEvents?.() ?? [];
+    drag.line.push(...(all.length ? all : [event]).map((one) => at(one, state)));
     drawAbove(state);
     return;
   }
