@@ -114,7 +114,8 @@ function wire(root, state) {
     if (entry) toggleClass(root, state, Number(entry.dataset.label));
     else if (event.target.closest("[data-action=show-all]")) hide(root, state, []);
   });
-  // Keys work wherever the focus is on this page, except in a field; arrows only on the map.
+  // Keys work wherever the focus is on this page, except in a field or what is open above it; arrows
+  // only on the map.
   const listen = (event) => {
     if (!root.isConnected) document.removeEventListener("keydown", listen, true);
     else onKey(event, root, state);
@@ -816,8 +817,7 @@ function onWheel(event, root, state) {
 function onKey(event, root, state) {
   const from = event.composedPath()[0];
   if (event.altKey || event.metaKey || event.ctrlKey || typing(from) || !state.points) return;
-  const inside = event.composedPath().includes(root) || from === document.body;
-  if (!inside) return;
+  if (from instanceof Element && from.closest("[role=dialog], [data-baseweb=popover]")) return;
   const { stage } = state.parts;
   const middle = [stage.clientWidth / 2, stage.clientHeight / 2];
   const key = event.key.toLowerCase();
