@@ -17,7 +17,6 @@ from .rows import ROOT, Options, Row, row
 
 TRAIN, TEST, CLASSES = 45_000, 5_000, 10
 EVENTS = 60
-SIZE = {"width": 1400, "height": 900}
 
 # What Streamlit does: it gives the element its data and a place in the page.
 PAGE = """<!doctype html><style>body { margin: 0; font-family: sans-serif; color: #1c2024;
@@ -75,7 +74,9 @@ def measure(options: Options) -> list[Row]:
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"])
         for density in (1, 2):
-            context = chromium.new_context(viewport=SIZE, device_scale_factor=density)
+            context = chromium.new_context(
+                viewport={"width": 1400, "height": 900}, device_scale_factor=density
+            )
             page = context.new_page()
             page.route("http://map/**", served)
             page.goto("http://map/")

@@ -98,6 +98,7 @@ def cell() -> None:
 def selection(build: Build) -> None:
     """The training images behind test images that were chosen on the map."""
     _, some = picked.chosen("groups", len(build.test_labels_T))
+    notice()
     some = some[: picked.MOST]
     if not some:
         st.info(

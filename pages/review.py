@@ -141,11 +141,7 @@ def toolbar(build: Build, stand: Standing) -> View:
 
 def selection(build: Build) -> str:
     """The images that were chosen on the map or are in the address, or any."""
-    try:
-        text, some = picked.chosen("review", len(build.train_ids))
-    except UserError as error:
-        st.session_state["notice"] = str(error)
-        return ANY
+    text, some = picked.chosen("review", len(build.train_ids))
     words = f"Not only the {len(some):,} of the map"
     if text and st.button(words, key="unpick", width="stretch"):
         picked.forget("review")

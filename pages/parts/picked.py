@@ -43,7 +43,7 @@ def positions(text: str, count: int) -> tuple[int, ...]:
 def chosen(page: str, count: int) -> tuple[str, tuple[int, ...]]:
     """The selection that a page has in its address or was given by the map, and its positions.
 
-    Raises UserError, once, for one that makes no sense; from then on there is none.
+    Of one that makes no sense only a notice remains.
     """
     key = f"{page}_picked"
     text = st.session_state.setdefault(key, st.query_params.get("picked", ""))
@@ -51,9 +51,10 @@ def chosen(page: str, count: int) -> tuple[str, tuple[int, ...]]:
         return "", ()
     try:
         found = positions(text, count)
-    except UserError:
+    except UserError as error:
         forget(page)
-        raise
+        st.session_state["notice"] = str(error)
+        return "", ()
     st.query_params["picked"] = text
     return text, found
 
