@@ -19,6 +19,7 @@ from streamlit.runtime.scriptrunner import get_script_run_ctx
 from attribution.records import UserError
 from pages.parts.behind import ROUTES as EVIDENCE
 from pages.parts.opened import CACHE, WORKSPACE, engine
+from pages.parts.points import ROUTES as POINTS
 from pages.parts.reviewer import REVIEWER
 from pages.parts.thumbs import ROUTES
 from pages.parts.trouble import show_trouble
@@ -68,6 +69,7 @@ def navigation() -> None:
             st.Page("pages/overview.py", title="Overview", default=True),
             st.Page("pages/explain.py", title="Explain"),
             st.Page("pages/groups.py", title="Patterns"),
+            st.Page("pages/map.py", title="Map"),
             st.Page("pages/review.py", title="Review"),
             st.Page("pages/changes.py", title="Before & after"),
             st.Page("pages/compare.py", title="Compare"),
@@ -144,7 +146,7 @@ else:
     app = st.App(
         Path(__file__).absolute(),
         lifespan=lifespan,
-        routes=[*ROUTES, *EVIDENCE],
+        routes=[*ROUTES, *EVIDENCE, *POINTS],
         on_script_error=show_trouble,
     )
     if __name__ == "__main__":

@@ -419,6 +419,28 @@ def folds(
     return None
 
 
+@app.command(name="map")
+def lay_out(
+    build_id: Annotated[str, typer.Argument(help="A build's id; the newest if left out.")] = "",
+    cache: Cache = CACHE,
+    as_json: AsJson = False,
+    job: Annotated[str, typer.Option(hidden=True)] = "",
+) -> None:
+    """Lay the images out in a plane, near those that the networks see alike, for the page Map."""
+    engine = open_engine(cache)
+    build_id = engine.open(build_id or engine.newest()).id
+    with progress() as report, reported(cache, job, report) as (report, finish):
+        found = engine.map(build_id, report)
+        finish(state="done", build=build_id)
+    if as_json:
+        return show_json(found)
+    out.print(
+        f"{found['images']:,} images laid out; {found['kept']:.0%} of an image's nearest "
+        "neighbours are still nearest."
+    )
+    return None
+
+
 @app.command()
 def truth(
     build_id: BuildId,

@@ -42,6 +42,7 @@ from .features import Block, Examples, Projected, block, margins, projected
 from .folds import FoldsSpec, folds, folds_id
 from .gradients import Site
 from .groups import GroupAnswer
+from .map import MapSpec, laid_out, neighbours_kept, side_by_side
 from .members import View, example_keys
 from .metrics import ceiling, detection, interval, lds
 from .mislabels import SIGNALS, suspects
@@ -255,6 +256,18 @@ class Engine:
         made = folds(self.store, build.data, whole, build.folds_spec, report)
         expected = float(build.mislabels()["score"].sum())
         return {"build": build_id, "folds": made.manifest["id"], "expected": expected}
+
+    def map(self, build_id: str, report: Report = silent) -> dict[str, Any]:
+        """Every image as a point in the plane, made once for all builds on these networks."""
+        build = self.open(build_id)
+        made = build.lay_out(report)
+        images = len(build.train_labels_N) + len(build.test_labels_T)
+        return {
+            "build": build_id,
+            "map": made.manifest["id"],
+            "images": images,
+            "kept": made.manifest["kept"],
+        }
 
     def brittleness(
         self, build_id: str, spec: BrittlenessSpec, report: Report = silent
@@ -1471,6 +1484,43 @@ class Build:
             "opponents": signals.OPPONENTS,
         }
         return self.store.make("votes", content_id("votes", made_by), fill, made_by)
+
+    def lay_out(self, report: Report = silent) -> Artifact:
+        """Places of all images in the plane, `xy` (N + T, 2), and what of it is to be believed."""
+        spec, classes, count = MapSpec(), len(self.classes), len(self._networks)
+
+        def beheld() -> Iterator[np.ndarray]:
+            for m, name in enumerate(self._networks):
+                report("map", m, count)
+                module = load_network(self.store, self.spec, self.data, Checkpoint(run_id=name))
+                halves = (self.data.train, self.data.test)
+                yield np.concatenate(
+                    [
+                        signals.embedded(module, examples(self.spec, self.data, half), classes)
+                        for half in halves
+                    ]
+                )
+
+        def fill(draft: Draft) -> None:
+            x_PD = side_by_side(beheld(), spec.directions)
+            report("map", count, count)
+            xy_P2 = laid_out(x_PD, spec, report)
+            draft.array("xy", xy_P2)
+            draft.note(kept=neighbours_kept(x_PD, xy_P2))
+
+        return self.store.make("map", self._map_id(spec), fill, self._map_made_by(spec))
+
+    @property
+    def map(self) -> Artifact | None:
+        """What `lay_out` makes, if it was made."""
+        name = self._map_id(MapSpec())
+        return self.store.find("map", name) if self.store.has("map", name) else None
+
+    def _map_made_by(self, spec: MapSpec) -> dict[str, Any]:
+        return {"data": self.data_id, "networks": self._networks, **asdict(spec)}
+
+    def _map_id(self, spec: MapSpec) -> str:
+        return content_id("map", self._map_made_by(spec))
 
     @property
     def folds_spec(self) -> FoldsSpec:

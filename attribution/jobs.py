@@ -23,7 +23,16 @@ from .records import Report, UserError, known
 from .store import is_id, writable
 
 State = Literal["running", "done", "failed", "cancelled"]
-COMMANDS = ("build", "truth", "evaluate", "study", "tune", "verify", "folds")  # that take --job
+COMMANDS = (
+    "build",
+    "truth",
+    "evaluate",
+    "study",
+    "tune",
+    "verify",
+    "folds",
+    "map",
+)  # that take --job
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ NAMES = (
     "click",
     "demo",
     "judged",
+    "map",
     "member",
     "mislabels",
     "paper_table",

@@ -9,6 +9,7 @@ from pages.parts.opened import engine, head
 from pages.parts.trouble import guarded
 from pages.parts.words import span
 
+SHOWN_ON = {"build": "explain", "verify": "explain", "map": "map"}  # else "compare"
 MARKS = {
     "running": ":blue-badge[running]",
     "done": ":green-badge[done]",
@@ -140,7 +141,7 @@ def jobs(was_busy: bool) -> None:
             elif job.state == "done" and job.build:
                 if action.button("Open", key=f"open_{job.id}", width="stretch", type="primary"):
                     st.session_state["build"] = job.build
-                    page = "explain" if job.command in ("build", "verify") else "compare"
+                    page = SHOWN_ON.get(job.command, "compare")
                     st.switch_page(f"pages/{page}.py", query_params={"build": job.build})
             if job.error:
                 st.error(job.error, icon=":material/error:")

@@ -4,7 +4,7 @@ import streamlit as st
 
 from attribution.engine import Build
 from attribution.groups import GroupHit
-from pages.parts import charts
+from pages.parts import charts, picked
 from pages.parts.asked import PAGE, test_item
 from pages.parts.grid import TRAIN, class_keys, consume, decide, grid, notice, redo, undo, verdicts
 from pages.parts.hits import hit_item, hits_grid
@@ -14,6 +14,15 @@ from pages.parts.words import literal, readable
 HITS = 18
 NEAR = 10  # strongest proponents by which hubs are counted
 STEADY = 5  # strongest proponents of which some should be told from zero
+ASKED = {  # as `query_group` takes it, and in words
+    "called so": ("predicted", "what each is called"),
+    "labelled so": ("label", "what each is labelled"),
+}
+TOGETHER = (
+    "Ranked by the mean over the test images without the one that is loudest, so that no single "
+    "image decides. Under each: the share of the test images that it pushes the same way. Pick a "
+    "training image to keep, relabel or drop it."
+)
 BOUND = {"bind": "query-params", "persist_state": "session"}
 
 
@@ -71,17 +80,12 @@ def confusion(build: Build) -> None:
             return
         answer = build.query_group([int(t) for t in some.index], HITS)
         name = names[predicted]
-        whom = "the test image" if len(some) == 1 else f"the {len(some)} test images"
         st.markdown(
-            f"What pushed {whom} labelled **{literal(names[label])}** towards or away from "
-            f"**{literal(name)}**."
+            f"What pushed {whom(len(some))} labelled **{literal(names[label])}** towards or away "
+            f"from **{literal(name)}**."
         )
         shown(build, answer.proponents, answer.opponents, name, len(some))
-        st.caption(
-            "Ranked by the mean over the test images without the one that is loudest, so that no "
-            "single image decides. Under each: the share of the test images that it pushes the "
-            "same way. Pick a training image to keep, relabel or drop it."
-        )
+        st.caption(TOGETHER)
 
 
 def cell() -> None:
@@ -90,6 +94,42 @@ def cell() -> None:
     if picked:
         st.session_state["group_label"] = picked[0]["label"]
         st.session_state["group_predicted"] = picked[0]["predicted"]
+
+
+def selection(build: Build) -> None:
+    """The training images behind test images that were chosen on the map."""
+    _, some = picked.chosen("groups", len(build.test_labels_T))
+    notice()
+    some = some[: picked.MOST]
+    if not some:
+        st.info(
+            "Choose test images on the page *Map*: draw around some, then *Explain these together*."
+        )
+        if st.button("Open the map", key="to_map"):
+            go("map")
+        return
+    left, right = st.columns([4, 9], gap="large")
+    with left:
+        asked = st.segmented_control(
+            "Why they were", list(ASKED), key="group_asked", default="called so", required=True,
+            **BOUND,
+        )  # fmt: skip
+        tests = build.tests(engine().test_labels(build.id)).loc[list(some)]
+        tests = tests.sort_values(["correct", "confidence"])
+        items = [test_item(build, one.Index, one) for one in tests.head(PAGE).itertuples()]
+        label = f"{len(some):,} test images" + (f", {PAGE} shown" if len(some) > PAGE else "")
+        grid("group_tests", to_explain, kind="pick", tile=60,
+             groups=[{"label": label, "title": True, "items": items, "empty": ""}])  # fmt: skip
+    with right:
+        target, name = ASKED[asked]
+        answer = build.query_group(some, HITS, target)
+        st.markdown(f"What pushed {whom(len(some))} towards or away from **{name}**.")
+        shown(build, answer.proponents, answer.opponents, name, len(some))
+        st.caption(TOGETHER)
+
+
+def whom(count: int) -> str:
+    return "the test image" if count == 1 else f"the {count:,} test images"
 
 
 def shown(
@@ -241,6 +281,7 @@ def on_hit(build: Build, action: dict) -> None:
 
 VIEWS = {
     "a confusion": confusion,
+    "a selection": selection,
     "one class rather than another": contrast,
     "hubs": hubs,
     "no steady proponent": unsteady,

@@ -12,7 +12,7 @@ from attribution import audit
 from attribution.decisions import UNSURE, Choice, Standing
 from attribution.engine import Build
 from attribution.records import Decision, UserError
-from pages.parts import behind, reckoning, reviewer
+from pages.parts import behind, picked, reckoning, reviewer
 from pages.parts.exports import downloads
 from pages.parts.grid import (
     choice,
@@ -57,6 +57,7 @@ class View(NamedTuple):
     by: str = SUSPICION
     whom: str = ANY
     text: str = ""
+    among: str = ANY  # or positions, as `picked.words` has them
 
     @property
     def whole(self) -> bool:
@@ -132,11 +133,22 @@ def toolbar(build: Build, stand: Standing) -> View:
         by = st.selectbox("Rank by", ways, key="by", **bound)
         people = [ANY, *(who or NOBODY for who in reviewers)]
         whom = st.selectbox("Decided by", people, key="whom", **bound)
+        among = selection(build)
     with name:
         reviewer.ask()
     with export:
         downloads(build)
-    return View(build.id, which, labelled, like, by, whom, text.strip())
+    return View(build.id, which, labelled, like, by, whom, text.strip(), among)
+
+
+def selection(build: Build) -> str:
+    """The images that were chosen on the map or are in the address, or any."""
+    text, some = picked.chosen("review", len(build.train_ids))
+    words = f"Not only the {len(some):,} of the map"
+    if text and st.button(words, key="unpick", width="stretch"):
+        picked.forget("review")
+        return ANY
+    return text or ANY
 
 
 @lru_cache(maxsize=4)
@@ -170,6 +182,8 @@ def matching(build: Build, view: View, stand: Standing) -> tuple[int, ...]:
     for name, column in ((view.labelled, "given_label"), (view.like, "suggested_label")):
         if name != ANY:
             rows = rows[rows[column] == build.classes.index(name)]
+    if view.among != ANY:
+        rows = rows[rows.index.isin(picked.positions(view.among, len(build.train_ids)))]
     if view.by != SUSPICION:
         (column,) = (c for c in signals(build) if behind.signal_words(c) == view.by)
         rows = rows.sort_values(column, ascending=False, kind="stable")
@@ -222,6 +236,8 @@ def show(build: Build, listed: Listed, stand: Standing) -> None:
         )
         if value != plain
     ]
+    if view.among != ANY:
+        chosen.append("chosen on the map")
     deck(
         "deck",
         lambda action: act(build, action),

@@ -35,3 +35,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     )
     made = Engine(root / "cache", root).build(spec)
     return Tiny(root / "cache", root, made["build"])
+
+
+@pytest.fixture(scope="session")
+def mapped(tiny: Tiny) -> Tiny:
+    """The same with its images laid out."""
+    Engine(tiny.cache).map(tiny.build)
+    return tiny

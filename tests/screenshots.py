@@ -19,6 +19,7 @@ PAGES = {
     "overview": "",
     "explain": "explain",
     "patterns": "groups",
+    "map": "map",
     "review": "review",
     "before-after": "changes",
     "compare": "compare",

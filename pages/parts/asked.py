@@ -159,7 +159,6 @@ def card(build: Build, answer: Answer, labels: Labels, handle: Handle) -> None:
         facts.append((f"corrected to {build.classes[label]}", "right" if right else "changed"))
     if not labels.kept_T[test_id]:
         facts.append(("excluded", "changed"))
-    original, network = build.image("test", test_id), build.seen("test", test_id)
     doubt = build.doubtful_tests.score[test_id]
     subject(
         "subject",
@@ -168,7 +167,6 @@ def card(build: Build, answer: Answer, labels: Labels, handle: Handle) -> None:
         src=inline(build, "test", test_id),
         alt=f"Test image {test_id}",
         title=f"Test image {test_id}",
-        name=build.name("test", test_id),
         facts=facts,
         doubt=f"The label as given is wrong with a probability of {percent(doubt)}."
         if doubt > 0.01
@@ -178,17 +176,7 @@ def card(build: Build, answer: Answer, labels: Labels, handle: Handle) -> None:
         classes=list(build.classes),
         keys=class_keys(build),
         likely=top,
-        original=thumb(build, "test", test_id),
-        seen=seen(build, "test", test_id),
-        about=[
-            f"{pixels(original)}, as in the data set",
-            f"{pixels(network)}: "
-            + (
-                "the same pixels, brought to mean 0 and deviation 1"
-                if np.array_equal(original, network)
-                else "its input mapped back to pixels"
-            ),
-        ],
+        **views(build, "test", test_id),
         bars=[
             {
                 "name": build.classes[c],
@@ -199,6 +187,23 @@ def card(build: Build, answer: Answer, labels: Labels, handle: Handle) -> None:
             for c in top
         ],
     )
+
+
+def views(build: Build, split: str, i: int) -> dict[str, Any]:
+    """The name of an image, and its pixels as stored and as the network sees them."""
+    original, network = build.image(split, i), build.seen(split, i)
+    same = np.array_equal(original, network)
+    how = (
+        "the same pixels, brought to mean 0 and deviation 1"
+        if same
+        else ("its input mapped back to pixels")
+    )
+    return {
+        "name": build.name(split, i),
+        "original": thumb(build, split, i),
+        "seen": seen(build, split, i),
+        "about": [f"{pixels(original)}, as in the data set", f"{pixels(network)}: {how}"],
+    }
 
 
 def pixels(image: np.ndarray) -> str:

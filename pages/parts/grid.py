@@ -1,4 +1,4 @@
-"""Our own elements: a grid of thumbnails, the chosen image, and the review deck.
+"""Our own elements: a grid of thumbnails, the chosen image, the review deck, and the map.
 
 Native widgets are too slow for a hundred images and lose keys that come while a run is under way.
 These are plain HTML, CSS and JavaScript. What the user does comes as a queue of numbered actions
@@ -44,7 +44,7 @@ def _element(name: str):
     )
 
 
-_GRID, _DECK, _SUBJECT = map(_element, ("grid", "deck", "subject"))
+_GRID, _DECK, _SUBJECT, _PLANE = map(_element, ("grid", "deck", "subject", "plane"))
 
 
 def consume(key: str, handle: Handle) -> None:
@@ -90,6 +90,11 @@ def grid(key: str, handle: Handle, **data: Any) -> None:
 def deck(key: str, handle: Handle, **data: Any) -> None:
     """Draw the review deck; `data` is described in deck.js."""
     _mount(_DECK, key, handle, data)
+
+
+def plane(key: str, handle: Handle, **data: Any) -> None:
+    """Draw the map; `data` is described in plane.js."""
+    _mount(_PLANE, key, handle, data)
 
 
 def subject(key: str, handle: Handle, **data: Any) -> None:

@@ -75,5 +75,5 @@ def measurements(ids: list[str]) -> list[Job]:
     return [
         job
         for job in engine().jobs()
-        if job.command not in ("build", "verify") and set(job.options) & set(ids)
+        if job.command not in ("build", "verify", "map") and set(job.options) & set(ids)
     ]

@@ -2,7 +2,7 @@
 //
 // data: epoch, ack, id, src, alt, title, name (of the file), facts ([text, tone]), bars ({name,
 //       value, text, tone}), doubt (of its label, in words), verdict (the decision on its label, null for none), given (its label),
-//       classes, keys, likely (classes to offer), original, seen (addresses of its pixels and of
+//       classes, keys, likely (classes to offer); without these three nothing is decided), original, seen (addresses of its pixels and of
 //       those that the network gets), about ([of the original, of the seen])
 
 export default function (component) {
@@ -53,7 +53,7 @@ function draw(root, state) {
   }
   words.append(title, facts, bars);
   if (data.doubt) words.append(make("div", "quiet", data.doubt));
-  root.replaceChildren(image, words, decisions(state), state.zoom);
+  root.replaceChildren(image, words, ...(data.classes ? [decisions(state)] : []), state.zoom);
 }
 
 function decisions(state) {
@@ -127,7 +127,7 @@ function onKey(event, root, state) {
   if (key === "z") {
     if (state.zoom.open) state.zoom.close();
     else zoom(state);
-  } else if (!event.composedPath().includes(root) || state.zoom.open) return;
+  } else if (!keys || !event.composedPath().includes(root) || state.zoom.open) return;
   else if (PLAIN[key]) act(state, PLAIN[key]);
   else if (keys.includes(key)) act(state, "relabel", keys.indexOf(key));
   else if (key === "l" || (!keys.length && /^[0-9]$/.test(key))) {
