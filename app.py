@@ -19,6 +19,7 @@ from streamlit.runtime.scriptrunner import get_script_run_ctx
 from attribution.records import UserError
 from pages.parts.behind import ROUTES as EVIDENCE
 from pages.parts.opened import CACHE, WORKSPACE, engine
+from pages.parts.reach import ROUTES as REACH
 from pages.parts.reviewer import REVIEWER
 from pages.parts.thumbs import ROUTES
 from pages.parts.trouble import show_trouble
@@ -144,7 +145,7 @@ else:
     app = st.App(
         Path(__file__).absolute(),
         lifespan=lifespan,
-        routes=[*ROUTES, *EVIDENCE],
+        routes=[*ROUTES, *EVIDENCE, *REACH],
         on_script_error=show_trouble,
     )
     if __name__ == "__main__":

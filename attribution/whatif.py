@@ -118,6 +118,30 @@ class Forecast:
         return None if self.change is None else self.margin * (self.margin + self.change) < 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Moved:
+    """A test prediction that an edit of the training set is predicted to move."""
+
+    test_id: int
+    label: int
+    predicted: int  # the class whose margin moves
+    move: float  # in the scores' unit; above zero the networks become surer
+    stderr: float | None  # of it, `Build.noise` says of what; None for one member
+    share: float  # of the largest move
+    change: float | None = None  # in units of the margin, once a scale is known
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def shaky(self) -> bool:
+        return self.stderr is not None and abs(self.move) < 2 * self.stderr
+
+    @property
+    def better(self) -> bool:
+        """Whether a right prediction becomes surer, or a wrong one less sure."""
+        return (self.label == self.predicted) == (self.move > 0)
+
+
 def checked(labels_N: np.ndarray, ids: Iterable[int]) -> tuple[int, ...]:
     """The removed positions in order, each once.
 
@@ -363,9 +387,6 @@ def forecast(
     score = float(score_G.mean())
     stderr = float(score_G.std(ddof=1) / len(score_G) ** 0.5) if len(score_G) > 1 else None
     push = float(np.maximum(scores_GN.mean(0, dtype=np.float64), 0).sum()) or 1.0
-    told = {}
-    if known and known.usable:
-        told = dict(zip(("change", "low", "high"), known.change(score), strict=True))
     return Forecast(
         test_id=test_id,
         target=target,
@@ -376,7 +397,7 @@ def forecast(
         share_stderr=None if stderr is None else stderr / push,
         exact=exact,
         margin=now,
-        **told,
+        **(scaled(known, score) if known and known.usable else {}),
     )
 
 
@@ -391,3 +412,44 @@ def smallest(scores_N: np.ndarray, now: float, known: Scale) -> tuple[int, ...] 
     moved_N = known.factor * np.maximum(pull_N[order_N], 0).cumsum(dtype=np.float64)
     enough_N = moved_N > abs(now)
     return tuple(order_N[: int(enough_N.argmax()) + 1].tolist()) if enough_N.any() else None
+
+
+def most(move_T: np.ndarray, k: int, each: bool) -> np.ndarray:
+    """Positions of the k largest moves, whatever their sign; with `each`, k up and then k down."""
+    if not each:
+        return np.argsort(-np.abs(move_T), kind="stable")[:k]
+    order = np.argsort(-move_T, kind="stable")
+    up, down = order[:k], order[::-1][:k]
+    return np.concatenate([up[move_T[up] > 0], down[move_T[down] < 0]])
+
+
+def moved(
+    tests_k: np.ndarray,
+    label_k: np.ndarray,
+    predicted_k: np.ndarray,
+    move_Gk: np.ndarray,
+    largest: float,
+    known: Scale | None,
+) -> tuple[Moved, ...]:
+    """What is predicted of some test examples, from each network's moves."""
+    count, mean_k = len(move_Gk), move_Gk.mean(0, dtype=np.float64)
+    error_k: Iterable[float | None] = [None] * len(tests_k)
+    if count > 1:
+        error_k = (move_Gk.std(0, ddof=1) / count**0.5).tolist()
+    rows = zip(tests_k, label_k, predicted_k, mean_k.tolist(), error_k, strict=True)
+    return tuple(
+        Moved(
+            test_id=int(test),
+            label=int(label),
+            predicted=int(predicted),
+            move=move,
+            stderr=error,
+            share=move / (largest or 1),
+            **(scaled(known, move) if known and known.usable else {}),
+        )
+        for test, label, predicted, move, error in rows
+    )
+
+
+def scaled(known: Scale, score: float) -> dict[str, float]:
+    return dict(zip(("change", "low", "high"), known.change(score), strict=True))

@@ -50,6 +50,7 @@ def show(build: Build, found: pd.DataFrame, left: DeltaGenerator, right: DeltaGe
 
     consume("tests", pick)
     consume("hits", on_hit)
+    consume("reached", pick)
     test_id = chosen_test(build, found)
     with left:
         test_grid(build, found, test_id, "No prediction is like that. Widen the filter above.")

@@ -12,7 +12,7 @@ from attribution import audit
 from attribution.decisions import UNSURE, Choice, Standing
 from attribution.engine import Build
 from attribution.records import Decision, UserError
-from pages.parts import behind, reckoning, reviewer
+from pages.parts import behind, reach, reckoning, reviewer
 from pages.parts.exports import downloads
 from pages.parts.grid import (
     choice,
@@ -235,6 +235,7 @@ def show(build: Build, listed: Listed, stand: Standing) -> None:
         progress=f"{done} of {len(likely)} suspicious labels decided",
         tally=tally(stand),
         evidence=behind.address(build),
+        reach=reach.address(build),
         reviewer=reviewer.reviewer(),
         empty=EMPTY[view.which]
         if view[2:] == View("")[2:]

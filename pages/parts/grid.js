@@ -2,7 +2,9 @@
 //
 // data: epoch, ack, kind ("pick" | "hit"), tile (px), rows (0: all), selected, verdicts, classes,
 //       keys (of the first classes), scale (largest |score| + error), groups, left_out (ids that a
-//       what-if leaves out; null where there is none to be asked)
+//       what-if leaves out; null where there is none to be asked), reach (address of what a change
+//       of a training image would move)
+// item of a "pick": id, src, alt, caption, correct, note, shaky (paler)
 // group: label, title (whether the label is shown), tone ("for" | "against"), items, empty (said
 //       when there are none)
 
@@ -61,6 +63,8 @@ function groupOf(group, data) {
 
 function pickTile(item, data) {
   const tile = tileFor(item);
+  tile.classList.toggle("shaky", Boolean(item.shaky));
+  tile.title = item.alt;
   tile.append(picture(item.src, item.alt, "thumb"));
   const line = make("div", "line");
   line.append(make("span", item.correct ? "truth" : "truth wrong", item.caption));
@@ -206,7 +210,9 @@ function openHit(root, state, id) {
     button.dataset.label = label;
     classes.append(button);
   });
-  side.append(acts, classes);
+  const label = state.data.classes.indexOf(item.caption);
+  state.fold = foldOf(`${state.data.reach}${id}/`, state.data.classes, label, item.doubt);
+  side.append(acts, classes, state.fold.box);
   panel.append(side);
   // Below the row of its tile.
   const tile = root.querySelector(`.tile[data-id="${id}"]`);
@@ -279,7 +285,10 @@ function onHitKey(event, root, state, id) {
   }
   else if (key === "k") decide(root, state, id, "keep", null);
   else if (key === "x") decide(root, state, id, "drop", null);
-  else if (key === "o" && state.data.left_out) leave(root, state, id);
+  else if (key === "w") {
+    if (state.open !== id) openHit(root, state, id);
+    state.fold.toggle();
+  } else if (key === "o" && state.data.left_out) leave(root, state, id);
   else return false;
   return true;
 }

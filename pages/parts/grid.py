@@ -24,7 +24,15 @@ from .reviewer import reviewer
 Action = dict[str, Any]
 Handle = Callable[[Action], None]
 
-NOTHING = {"verdicts": {}, "classes": [], "keys": [], "selected": None, "rows": 0, "left_out": None}
+NOTHING = {
+    "verdicts": {},
+    "classes": [],
+    "keys": [],
+    "selected": None,
+    "rows": 0,
+    "left_out": None,
+    "reach": "",
+}
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
 

@@ -12,8 +12,10 @@ from attribution.records import Answer, UserError
 from attribution.whatif import LEAST, Forecast, Scale, agreement, columns, scale_of
 
 from . import charts
+from .asked import pick
 from .jobs import RUNNING, framed
 from .opened import command_line, engine
+from .reach import expander, unscaled
 from .trouble import guarded
 from .words import sure
 
@@ -57,6 +59,7 @@ def what_if(build: Build, answer: Answer) -> list[int]:
         with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
             proof(build, told, found)
             smallest(build, answer, rows, scale)
+        expander(build, told.removed, pick)
     if rows:
         picture(build, rows, scale, told)
     return ids
@@ -230,11 +233,7 @@ def running() -> list[Job]:
 def smallest(build: Build, answer: Answer, rows: list[Row], scale: Scale | None) -> None:
     """The smallest set that is predicted to flip the prediction, or why that is not known."""
     if scale is None or not scale.usable:
-        why = (
-            f"known once {LEAST} removals are verified ({len(rows)} so far)"
-            if scale is None
-            else "not told: what was verified does not follow what was predicted"
-        )
+        why = unscaled(scale, len(rows))
         st.caption(f"The smallest set that flips the prediction: {why}. Meanwhile try a count.")
         return
     st.button(
