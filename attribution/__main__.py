@@ -803,7 +803,7 @@ def import_decisions(
 
     engine = open_engine(cache, workspace)
     opened = engine.open(build_id)
-    told = imported(opened, engine.decisions, file, form, reviewer)
+    told = imported(opened, engine.decisions, file, form, reviewer or None)
     if as_json:
         return show_json({"file": str(file)} | asdict(told))
     for sentence in told.sentences():

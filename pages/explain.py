@@ -6,8 +6,10 @@ from streamlit.delta_generator import DeltaGenerator
 
 from attribution.engine import Build
 from attribution.records import Hit
+from attribution.report import prediction
 from pages.parts import charts
 from pages.parts.asked import card, chosen_test, forget_test, pick, question, test_grid
+from pages.parts.exports import report
 from pages.parts.grid import (
     consume,
     decide,
@@ -128,12 +130,21 @@ def explain(build: Build, test_id: int, on_hit) -> None:
     """The chosen prediction and the hits of the class that the question is about."""
     target = st.session_state.get("target", "predicted")
     answer = build.query(test_id, HITS, target)
-    card(build, answer)
+    shown, sent = st.columns([6, 1])
+    with shown:
+        card(build, answer)
     asked = question(build, answer)
     if asked != target:
         st.session_state["target"] = target = asked
         answer = build.query(test_id, HITS, target)
     st.query_params.update({"test": str(test_id), "target": target})
+    with sent:
+        report(
+            lambda: prediction(build, test_id, HITS, target),
+            f"test-{test_id}-{build.id}",
+            "One page to send to someone: this prediction and the images behind it.",
+            "report",
+        )
 
     name = build.classes[answer.target]
     st.markdown(

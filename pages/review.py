@@ -13,7 +13,7 @@ from attribution.decisions import UNSURE, Choice, Standing
 from attribution.engine import Build
 from attribution.records import Decision, UserError
 from pages.parts import behind, reach, reckoning, reviewer
-from pages.parts.exports import downloads
+from pages.parts.exports import exchange, review_report
 from pages.parts.grid import (
     choice,
     class_keys,
@@ -111,7 +111,8 @@ def watch(build: Build) -> None:
 def toolbar(build: Build, stand: Standing) -> View:
     """What to see, who decides, and the way out; all of it but the name is in the address."""
     bound = {"bind": "query-params", "persist_state": "session"}
-    views, filters, name, export = st.columns([10, 3, 4, 4], vertical_alignment="center")
+    widths = [10, 3, 4, 3, 4]
+    views, filters, name, sent, export = st.columns(widths, vertical_alignment="center")
     which = views.segmented_control(
         "Show",
         list(VIEWS),
@@ -132,8 +133,10 @@ def toolbar(build: Build, stand: Standing) -> View:
         whom = st.selectbox("Decided by", people, key="whom", **bound)
     with name:
         reviewer.ask()
+    with sent:
+        review_report(build)
     with export:
-        downloads(build)
+        exchange(build)
     return View(build.id, which, labelled, like, by, whom)
 
 
