@@ -93,6 +93,7 @@ def warm() -> None:
             build = engine().open(summary["build"])
             build.mislabels()
             build.query(0, 1)
+            engine().decisions.standing(build.data_id)  # a long log is read once
     except Exception:  # a page that needs it will say what is wrong
         logging.getLogger("probable_cause").info("nothing to warm up", exc_info=True)
     gc.collect()

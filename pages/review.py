@@ -176,17 +176,18 @@ def matching(build: Build, view: View, stand: Standing) -> tuple[int, ...]:
         rows = rows.sort_values(column, ascending=False, kind="stable")
     latest = stand.latest()
     if view.which == "not decided":
-        rows = rows[~rows.example_id.isin(list(latest))]
+        rows = rows[~audit.among(rows, latest)]
     elif view.which != "queue":
         some: dict[str, Any] = {
             "decided": stand.in_force(),
             "unsure": {key for key, d in latest.items() if d.verdict == UNSURE},
             "conflicts": stand.conflicts(),
         }[view.which]
-        rows = rows[rows.example_id.isin(list(some))]
+        rows = rows[audit.among(rows, some)]
     if view.whom != ANY:
         who = "" if view.whom == NOBODY else view.whom
-        rows = rows[rows.example_id.isin([d.example_id for d in stand.acts if d.reviewer == who])]
+        theirs = {d.example_id for d in stand.acts if d.reviewer == who}
+        rows = rows[audit.among(rows, theirs)]
     return tuple(int(i) for i in rows.index)
 
 
@@ -208,8 +209,8 @@ def show(build: Build, listed: Listed, stand: Standing) -> None:
     ids = listed.ids[first : first + PAGE]
     view = listed.view
     suspects = build.mislabels()
-    likely = suspects.example_id[suspects.score > DOUBT]
-    done = int(likely.isin(list(stand.in_force())).sum())
+    likely = suspects[suspects.score > DOUBT]
+    done = int(audit.among(likely, stand.in_force()).sum())
     chosen = [
         f"{words} {value}"
         for words, value, plain in (
