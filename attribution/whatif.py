@@ -113,9 +113,14 @@ class Forecast:
     high: float | None = None
 
     @property
+    def after(self) -> float | None:
+        """The margin without them; None without a scale."""
+        return None if self.change is None else self.margin + self.change
+
+    @property
     def flips(self) -> bool | None:
         """Whether the margin is predicted to change its sign; None without a scale."""
-        return None if self.change is None else self.margin * (self.margin + self.change) < 0
+        return None if self.after is None else self.margin * self.after < 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -364,6 +369,29 @@ def columns(rows: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
 
 def scale_of(rows: Sequence[Mapping[str, Any]]) -> Scale | None:
     return scale(*columns(rows))
+
+
+@dataclass(frozen=True)
+class Band:
+    """The line from predicted to realised changes of the margin, with 95 % of removals, (X,)."""
+
+    predicted_X: np.ndarray
+    low_X: np.ndarray
+    high_X: np.ndarray
+
+
+def predicted(rows: Sequence[Mapping[str, Any]], known: Scale | None) -> list[float]:
+    """Predictions of `columns`, in units of the margin once a scale is known."""
+    return [float(r["score"]) * (known.factor if known else 1) for r in rows]
+
+
+def band(rows: Sequence[Mapping[str, Any]], known: Scale, points: int = 40) -> Band:
+    """The line as far as the predictions of the rows reach, and a little more."""
+    scores_V = np.append(columns(rows)[0], 0)
+    more = 0.05 * (float(np.abs(scores_V).max()) or 1.0)
+    score_X = np.linspace(scores_V.min() - more, scores_V.max() + more, points)
+    value_X, low_X, high_X = np.array([known.change(float(s)) for s in score_X]).T
+    return Band(value_X, low_X, high_X)
 
 
 def agreement(predicted_V: np.ndarray, realised_V: np.ndarray) -> float | None:

@@ -36,10 +36,13 @@ from attribution.whatif import (
     Scale,
     VerifySpec,
     agreement,
+    band,
     checked,
     moved,
+    predicted,
     retrained,
     scale,
+    scale_of,
     smallest,
     verify,
 )
@@ -617,3 +620,15 @@ def test_moves_in_units_of_the_margin_are_those_of_a_verification() -> None:
     random = np.random.default_rng(0)
     useless = scale(random.normal(size=9), random.normal(size=9))
     assert moved(ids, ids, ids, move_Gk, 4.0, useless)[0].change is None
+
+
+def test_the_line_is_drawn_as_far_as_the_predictions_reach() -> None:
+    rows = [{"score": s, "change": 4 * s + 0.1 * (-1) ** n} for n, s in enumerate((1, 2, 3, 4, 5))]
+    known = scale_of(rows)
+    assert known is not None
+    assert predicted(rows, None) == [1, 2, 3, 4, 5]
+    assert predicted(rows, known) == pytest.approx([known.change(s)[0] for s in (1, 2, 3, 4, 5)])
+    line = band(rows, known, 3)
+    for at, score in enumerate((-0.25, 2.5, 5.25)):
+        told = line.predicted_X[at], line.low_X[at], line.high_X[at]
+        assert told == pytest.approx(known.change(score))
