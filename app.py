@@ -43,6 +43,8 @@ DARK = {
     "orangeColor": "#f59e4c",
 }
 ICON = str(Path(__file__).parent / "pages/parts/icon.png")
+# Streamlit marks a link of the navigation that has the focus by a shade hardly to be seen.
+FOCUS = "<style>header a:focus-visible { outline: 2px solid #5870ee; outline-offset: 1px }</style>"
 SETTINGS = {
     "browser.gatherUsageStats": False,
     "runner.postScriptGC": False,
@@ -64,6 +66,7 @@ def navigation() -> None:
     # An image of our own: Streamlit would fetch a named icon from a server elsewhere.
     st.set_page_config(page_title="Probable Cause", page_icon=ICON, layout="wide")
     st.logo(ICON, size="large")
+    st.html(FOCUS)
     page = st.navigation(
         [
             st.Page("pages/overview.py", title="Overview", default=True),

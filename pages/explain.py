@@ -184,7 +184,7 @@ def explain(build: Build, test_id: int, on_hit) -> None:
         st.caption(
             f"{said}{answer.noise} The band around a score shows two of them each way. *Shaky*: "
             f"the band reaches zero, or members disagree. A dashed label is itself in doubt. Pick "
-            f"a training image to keep, relabel or drop it."
+            f"a training image to keep, relabel or drop it; the key ? on one tells all keys."
         )
 
 

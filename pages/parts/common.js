@@ -182,3 +182,33 @@ const movesOf = (found) => {
   }
   return nodes;
 };
+
+// The keys and what they do, in a dialog that is closed by Esc, by "?" or by its button.
+const helpOf = (pairs) => {
+  const help = make("dialog", "help");
+  const keys = make("div", "keys");
+  for (const [key, text] of pairs) keys.append(make("kbd", "", key), make("span", "", text));
+  const close = make("button", "act", "Close");
+  close.append(make("kbd", "", "Esc"));
+  close.dataset.action = "close";
+  close.addEventListener("click", () => help.close());
+  help.addEventListener("keydown", (event) => event.key === "?" && help.close());
+  help.append(make("h2", "", "Keys"), keys, close);
+  return help;
+};
+
+// Streamlit puts an open popover at the end of the page: Tab on its button leads into it.
+const intoPopover = (event) => {
+  if (event.key !== "Tab" || event.shiftKey) return;
+  if (!event.target.closest?.("[data-testid=stPopoverButton][aria-expanded=true]")) return;
+  const first = "[data-testid=stPopoverBody] :is(input, button, a, select, textarea)";
+  const inside = document.querySelector(first);
+  if (!inside) return;
+  event.preventDefault();
+  event.stopPropagation();
+  inside.focus();
+};
+if (!document.intoPopover) {
+  document.intoPopover = true; // each of our elements has this file
+  document.addEventListener("keydown", intoPopover, true);
+}

@@ -131,10 +131,7 @@ function skeleton() {
   const queue = part("div", "queue", head, tiles);
   const desk = part("div", "desk", card, behind, queue);
   const zoom = part("dialog", "zoom");
-  const help = part("dialog", "help");
-  const keys = part("div", "keys");
-  for (const [key, text] of HELP) keys.append(make("kbd", "", key), make("span", "", text));
-  help.append(make("h2", "", "Keys"), keys, buttonOf("Close", "Esc", "close", "act"));
+  const help = helpOf(HELP);
   const said = make("p");
   const empty = part("div", "empty", said);
   const live = part("div", "live");

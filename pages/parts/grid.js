@@ -8,6 +8,19 @@
 // group: label, title (whether the label is shown), tone ("for" | "against"), items, empty (said
 //       when there are none)
 
+const HELP = [
+  ["← → ↑ ↓", "another image"],
+  ["Tab", "the other side, then what follows"],
+  ["Enter", "open it, close it; also Space"],
+  ["0–9", "it is this class"],
+  ["K", "keep the label"],
+  ["X", "drop the image"],
+  ["U", "undo, also Ctrl+Z"],
+  ["W", "what a change would move"],
+  ["?", "these keys"],
+  ["O", "what if it had not been there"],
+];
+
 export default function (component) {
   const { data, parentElement, setStateValue } = component;
   const root = parentElement.querySelector(".pc");
@@ -125,17 +138,20 @@ function bar(item, scale) {
 }
 
 function mark(root, state, selected) {
-  const tiles = tilesOf(root);
-  let current = null;
-  for (const tile of tiles) {
-    const is = Number(tile.dataset.id) === selected;
-    tile.setAttribute("aria-selected", String(is));
-    tile.tabIndex = -1;
-    if (is) current = tile;
-  }
   const held = root.getRootNode().activeElement;
-  const stop = (held && tiles.includes(held) && held) || current || tiles[0];
-  if (stop) stop.tabIndex = 0;
+  for (const group of root.querySelectorAll("[role=listbox]")) {
+    const tiles = tilesOf(group);
+    let current = null;
+    for (const tile of tiles) {
+      const is = Number(tile.dataset.id) === selected;
+      tile.setAttribute("aria-selected", String(is));
+      tile.tabIndex = -1;
+      if (is) current = tile;
+    }
+    // One stop a group; arrows go on from it.
+    const stop = (held && tiles.includes(held) && held) || current || tiles[0];
+    if (stop) stop.tabIndex = 0;
+  }
 }
 
 function showVerdicts(root, state) {
@@ -264,6 +280,9 @@ function onKey(event, root, state) {
     }
   } else if (event.key === "Enter" || event.key === " ") {
     pick(root, state, tiles[at]);
+  } else if (event.key === "?" && state.data.kind === "hit") {
+    root.append((state.help ??= helpOf(state.data.left_out ? HELP : HELP.slice(0, -1))));
+    state.help.showModal();
   } else if (state.data.kind === "hit" && !onHitKey(event, root, state, Number(tiles[at].dataset.id))) {
     return;
   } else if (state.data.kind !== "hit") {
