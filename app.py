@@ -20,6 +20,7 @@ from attribution.records import UserError
 from pages.parts.behind import ROUTES as EVIDENCE
 from pages.parts.opened import CACHE, WORKSPACE, engine
 from pages.parts.points import ROUTES as POINTS
+from pages.parts.reach import ROUTES as REACH
 from pages.parts.reviewer import REVIEWER
 from pages.parts.thumbs import ROUTES
 from pages.parts.trouble import show_trouble
@@ -43,6 +44,8 @@ DARK = {
     "orangeColor": "#f59e4c",
 }
 ICON = str(Path(__file__).parent / "pages/parts/icon.png")
+# Streamlit marks a link of the navigation that has the focus by a shade hardly to be seen.
+FOCUS = "<style>header a:focus-visible { outline: 2px solid #5870ee; outline-offset: 1px }</style>"
 SETTINGS = {
     "browser.gatherUsageStats": False,
     "runner.postScriptGC": False,
@@ -64,6 +67,7 @@ def navigation() -> None:
     # An image of our own: Streamlit would fetch a named icon from a server elsewhere.
     st.set_page_config(page_title="Probable Cause", page_icon=ICON, layout="wide")
     st.logo(ICON, size="large")
+    st.html(FOCUS)
     page = st.navigation(
         [
             st.Page("pages/overview.py", title="Overview", default=True),
@@ -94,6 +98,7 @@ def warm() -> None:
             build = engine().open(summary["build"])
             build.mislabels()
             build.query(0, 1)
+            engine().decisions.standing(build.data_id)  # a long log is read once
     except Exception:  # a page that needs it will say what is wrong
         logging.getLogger("probable_cause").info("nothing to warm up", exc_info=True)
     gc.collect()
@@ -146,7 +151,7 @@ else:
     app = st.App(
         Path(__file__).absolute(),
         lifespan=lifespan,
-        routes=[*ROUTES, *EVIDENCE, *POINTS],
+        routes=[*ROUTES, *EVIDENCE, *POINTS, *REACH],
         on_script_error=show_trouble,
     )
     if __name__ == "__main__":

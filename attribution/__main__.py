@@ -661,15 +661,18 @@ def blast(
     if label:
         known("class", label, opened.classes, "--label")
     new = opened.classes.index(label) if label else None
-    rows = engine.blast(build_id, train_id, new, k)
+    rows = engine.blast(build_id, [train_id], new, k)
     if as_json:
-        return show_json(rows)
+        return show_json([asdict(r) for r in rows])
     table = Table("test_id", "label", "predicted", "move of its margin", "share of the largest")
     for r in rows:
-        move = f"{r['move']:+.4f} (score)" if r["change"] is None else f"{r['change']:+.3f}"
+        error = "" if r.stderr is None else f" ± {2 * r.stderr:.4f}"
+        move = f"{r.move:+.4f}{error} (score)"
+        if r.change is not None:
+            move = f"{r.change:+.3f} ({r.low:+.3f} to {r.high:+.3f})"
         table.add_row(
-            str(r["test_id"]), opened.classes[r["label"]], opened.classes[r["predicted"]], move,
-            f"{r['share']:+.0%}",
+            str(r.test_id), opened.classes[r.label], opened.classes[r.predicted], move,
+            f"{r.share:+.0%}",
         )  # fmt: skip
     out.print(table)
     return None
@@ -897,7 +900,7 @@ def import_decisions(
 
     engine = open_engine(cache, workspace)
     opened = engine.open(build_id)
-    told = imported(opened, engine.decisions, file, form, reviewer)
+    told = imported(opened, engine.decisions, file, form, reviewer or None)
     if as_json:
         return show_json({"file": str(file)} | asdict(told))
     for sentence in told.sentences():

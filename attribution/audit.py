@@ -7,8 +7,9 @@ where nothing or everything was wrong. Plain functions of counts: no paths, no c
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -91,7 +92,7 @@ def reckoned(
     wrong: dict[str, list[bool]] = {QUEUE: [], SPOT_CHECK: []}
     for d, way in counted:
         wrong[way].append(d.verdict in ("relabel", "drop"))
-    still = ~suspects.example_id.isin([d.example_id for d in acts])
+    still = ~among(suspects, {d.example_id for d in acts})
     likely = suspects.score > suspicious
     found, spots = wrong[QUEUE], wrong[SPOT_CHECK]
     queue = Stratum(left=int((still & likely).sum()), wrong=sum(found), seen=len(found))
@@ -109,9 +110,19 @@ def reckoned(
     )
 
 
+def among(suspects: pd.DataFrame, some: Collection[str]) -> np.ndarray:
+    """Which suspects are among some examples, (N,); `isin` takes 60 ms for a few thousand."""
+    return np.array([one in some for one in suspects.example_id.to_list()], bool)
+
+
 def how(decision: Decision) -> str:
     """How the image was served, or "" where somebody went to it."""
-    return json.loads(decision.evidence).get("served", "")
+    return served_as(decision.evidence)
+
+
+@lru_cache(maxsize=2**17)  # the same few thousand are asked about after each decision
+def served_as(evidence: str) -> str:
+    return json.loads(evidence).get("served", "")
 
 
 def share(wrong: int, seen: int) -> Range:

@@ -1,16 +1,18 @@
 """What reviewers decided: an append-only log in SQLite, and the decisions in force.
 
 Nothing is ever changed or removed. An undo is an event that names the decision it takes back, a
-redo one that names it again; the decisions in force are a fold over the log. Opened anew for each
-act, so that several pages, processes and reviewers can use one file.
+redo one that names it again; the decisions in force are a fold over the log. The file is opened
+anew for each act, so that several pages, processes and reviewers can use one; what was read of it
+is kept, as it never changes, and only newer events are read.
 """
 
 import secrets
 import sqlite3
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import get_args
@@ -43,6 +45,8 @@ PATIENCE = 30  # seconds to wait for other writers
 COLUMNS = (
     "seq, data_id, example_id, verdict, label, reviewer, time, build_id, evidence, batch, settles"
 )
+EVENTS = f"SELECT act, of, {COLUMNS} FROM events"
+NUMBER = 2  # of an event, its place in a row of `EVENTS`
 UNSURE = "unsure"  # looked at and left open: it decides nothing about the label
 
 
@@ -58,39 +62,104 @@ class Choice:
 
 @dataclass(frozen=True)
 class Standing:
-    """The acts that were not taken back, oldest first."""
+    """The acts that were not taken back, oldest first, and what follows from them.
 
-    acts: tuple[Decision, ...]
-    newest: int  # number of the log's newest event about this data, 0 for none
+    Shared by its readers, who change nothing in it.
+    """
+
+    acts: tuple[Decision, ...] = ()
+    newest: int = 0  # number of the log's newest event about this data, 0 for none
+    _latest: dict[str, Decision] = field(default_factory=dict)
+    _in_force: dict[str, Decision] = field(default_factory=dict)
+    _conflicts: dict[str, tuple[Decision, ...]] = field(default_factory=dict)
 
     def latest(self) -> dict[str, Decision]:
         """The newest act on each example, unsure ones too."""
-        return {d.example_id: d for d in self.acts}
+        return self._latest
 
     def in_force(self) -> dict[str, Decision]:
         """The decision on each example whose newest act is one."""
-        return {key: d for key, d in self.latest().items() if d.verdict != UNSURE}
+        return self._in_force
 
     def conflicts(self) -> dict[str, tuple[Decision, ...]]:
-        """Examples that reviewers decided differently: each one's newest, oldest first.
+        """Examples that reviewers decided differently: each one's newest, oldest first."""
+        return self._conflicts
 
-        A decision that settles closes what was said before it. Unsure contradicts nobody.
-        """
-        said: dict[str, dict[str, Decision]] = {}
-        for d in self.acts:
-            by = said.setdefault(d.example_id, {})
-            if d.settles:
-                by.clear()
-            by.pop(d.reviewer, None)  # to the end
-            by[d.reviewer] = d
-        found = {
-            key: tuple(d for d in by.values() if d.verdict != UNSURE) for key, by in said.items()
-        }
-        return {
-            key: some
-            for key, some in found.items()
-            if len({(d.verdict, d.label) for d in some}) > 1
-        }
+
+class Fold:
+    """What the events so far come to, of one data set; events are taken in one by one.
+
+    A long log is read once: afterwards a read costs what was added since, by any process.
+    """
+
+    def __init__(self) -> None:
+        self.last: tuple = ()  # the newest event taken in, as the file has it
+        self.undone: dict[str, dict[int, Decision]] = {}  # by reviewer, could be put back
+        self._acts: dict[int, Decision] = {}
+        self._about: dict[str, dict[int, Decision]] = {}  # the acts on each example
+        self._latest: dict[str, Decision] = {}
+        self._in_force: dict[str, Decision] = {}
+        self._conflicts: dict[str, tuple[Decision, ...]] = {}
+        self.standing = Standing()
+
+    def take(self, rows: Sequence[tuple]) -> None:
+        """Take in the next events, rows of `EVENTS`."""
+        touched = set()
+        for row in rows:
+            act, of, *rest = row
+            made = _decision(rest)
+            about = self._about.setdefault(made.example_id, {})
+            taken = self.undone.setdefault(made.reviewer, {})
+            if act == "decide":
+                self._acts[made.seq] = about[made.seq] = made
+                taken.clear()
+            elif act == "undo":
+                taken[of] = self._acts.pop(of)
+                del about[of]
+            else:
+                self._acts[of] = about[of] = taken.pop(of)
+            touched.add(made.example_id)
+        if not rows:
+            return
+        for key in touched:
+            self._reckon(key)
+        self.last = rows[-1]
+        self.standing = Standing(
+            tuple(self._acts.values()),
+            self.last[NUMBER],
+            self._latest.copy(),
+            self._in_force.copy(),
+            self._conflicts.copy(),
+        )
+
+    def _reckon(self, key: str) -> None:
+        """What follows for an example from the acts on it that stand."""
+        for found in (self._latest, self._in_force, self._conflicts):
+            found.pop(key, None)
+        about = list(self._about[key].values())
+        if not about:
+            del self._about[key]
+            return
+        self._latest[key] = about[-1]
+        if about[-1].verdict != UNSURE:
+            self._in_force[key] = about[-1]
+        if some := contradicting(about):
+            self._conflicts[key] = some
+
+
+def contradicting(about: Iterable[Decision]) -> tuple[Decision, ...]:
+    """Each reviewer's newest act on an example, oldest first, where they are not the same.
+
+    A decision that settles closes what was said before it. Unsure contradicts nobody.
+    """
+    by: dict[str, Decision] = {}
+    for d in about:
+        if d.settles:
+            by.clear()
+        by.pop(d.reviewer, None)  # to the end
+        by[d.reviewer] = d
+    some = tuple(d for d in by.values() if d.verdict != UNSURE)
+    return some if len({(d.verdict, d.label) for d in some}) > 1 else ()
 
 
 class Decisions:
@@ -98,6 +167,8 @@ class Decisions:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._folds: dict[str, Fold] = {}  # by data set
+        self._lock = threading.Lock()  # of the folds; never waited for by who holds it
 
     def decide(
         self,
@@ -155,22 +226,25 @@ class Decisions:
     def undo(self, data_id: str, reviewer: str = "") -> tuple[Decision, ...]:
         """Take back the reviewer's newest act that stands; empty where there is none."""
         with self._open(write=True) as db:
-            standing, _ = self._stacks(db, data_id)
-            mine = [d for d in standing if d.reviewer == reviewer]
+            with self._lock:
+                acts = self._fold(db, data_id).standing.acts
+            mine = [d for d in acts if d.reviewer == reviewer]
             return tuple(self._append(db, "undo", d) for d in last_act(mine))
 
     def redo(self, data_id: str, reviewer: str = "") -> tuple[Decision, ...]:
         """Put back the newest act that the reviewer took back since their last new one."""
         with self._open(write=True) as db:
-            _, undone = self._stacks(db, data_id)
-            return tuple(self._append(db, "redo", d) for d in last_act(undone.get(reviewer, [])))
+            with self._lock:
+                undone = list(self._fold(db, data_id).undone.get(reviewer, {}).values())
+            return tuple(self._append(db, "redo", d) for d in last_act(undone))
 
     def standing(self, data_id: str) -> Standing:
         """What stands, unsure ones and what reviewers disagree on included."""
         if not self.path.exists():
-            return Standing((), 0)
-        with self._open() as db:
-            return Standing(tuple(self._stacks(db, data_id)[0]), newest(db, data_id))
+            return Standing()
+        # The lock first: a reader that began before what is known would have to begin anew.
+        with self._lock, self._open() as db:
+            return self._fold(db, data_id).standing
 
     def newest(self, data_id: str) -> int:
         """Number of the newest event, by which a reader sees whether something happened."""
@@ -194,25 +268,28 @@ class Decisions:
             )
             return [_decision(row) for row in rows]
 
-    def _stacks(
-        self, db: sqlite3.Connection, data_id: str
-    ) -> tuple[list[Decision], dict[str, list[Decision]]]:
-        """Decisions that stand, and by reviewer those that could be put back; newest last."""
-        rows = db.execute(
-            f"SELECT act, of, {COLUMNS} FROM events WHERE data_id = ? ORDER BY seq", (data_id,)
-        )
-        made: dict[int, Decision] = {}
-        standing: dict[int, Decision] = {}
-        undone: dict[str, dict[int, Decision]] = {}
-        for act, of, *rest in rows:
-            if act == "decide":
-                made[rest[0]] = standing[rest[0]] = _decision(rest)
-                undone.pop(made[rest[0]].reviewer, None)
-                continue
-            taken = undone.setdefault(made[of].reviewer, {})
-            here, there = (standing, taken) if act == "undo" else (taken, standing)
-            there[of] = here.pop(of)
-        return list(standing.values()), {who: list(some.values()) for who, some in undone.items()}
+    def _fold(self, db: sqlite3.Connection, data_id: str) -> Fold:
+        """The log up to the newest event of this transaction. The lock is held.
+
+        What was read before is read again where the file is not the one it was read from, or has
+        been put back to an earlier state: then the newest event known is not in it.
+        """
+        fold = self._folds.setdefault(data_id, Fold())
+        if fold.last:
+            same = db.execute(f"{EVENTS} WHERE seq = ?", (fold.last[NUMBER],)).fetchone()
+            if same != fold.last:
+                fold = self._folds[data_id] = Fold()
+        after = fold.last[NUMBER] if fold.last else 0
+        try:
+            fold.take(
+                db.execute(
+                    f"{EVENTS} WHERE data_id = ? AND seq > ? ORDER BY seq", (data_id, after)
+                ).fetchall()
+            )
+        except BaseException:
+            del self._folds[data_id]  # half taken in
+            raise
+        return fold
 
     def _append(self, db: sqlite3.Connection, act: str, about: Decision) -> Decision:
         """Append an event; a decision comes back with the number it got."""

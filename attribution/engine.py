@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from unicodedata import category
 
 import numpy as np
@@ -369,26 +369,31 @@ class Engine:
         )
 
     def blast(
-        self, build_id: str, train_id: int, label: int | None = None, k: int = 12
-    ) -> list[dict[str, Any]]:
-        """The test predictions that a drop or relabel is predicted to move most (`Build.blast`).
+        self,
+        build_id: str,
+        train_ids: Sequence[int],
+        label: int | None = None,
+        k: int = 12,
+        each: bool = False,
+        report: Report = silent,
+    ) -> tuple[whatif.Moved, ...]:
+        """The test predictions that a drop or relabel of training examples would move most.
 
-        "share" is of the largest move; "change", in units of the margin, is None without a scale.
+        The largest moves first, whatever their sign; with `each`, k upwards and k downwards.
         """
-        build, known_scale = self.open(build_id), self.scale(build_id)
-        tests_k, moves_k = build.blast(train_id, label, k)
-        usable = known_scale is not None and known_scale.usable
-        return [
-            {
-                "test_id": int(t),
-                "label": int(build.test_labels_T[t]),
-                "predicted": int(build.predicted_T[t]),
-                "move": float(move),
-                "share": float(move / (np.abs(moves_k[0]) or 1)),
-                "change": known_scale.factor * float(move) if known_scale and usable else None,
-            }
-            for t, move in zip(tests_k, moves_k, strict=True)
-        ]
+        build = self.open(build_id)
+        change_d = build.edit(train_ids, label, report)
+        move_T = build.moves(change_d)
+        within([("k", k, 1, len(move_T))])
+        chosen = whatif.most(move_T, k, each)
+        return whatif.moved(
+            chosen,
+            build.test_labels_T[chosen],
+            build.predicted_T[chosen],
+            build.moves_by_network(change_d, chosen),
+            float(np.abs(move_T).max()),
+            self.scale(build_id),
+        )
 
     def flipping(
         self, build_id: str, test_id: int, target: str = "label"
@@ -1249,31 +1254,39 @@ class Build:
             return values_MX
         return values_MX.reshape(networks, -1, values_MX.shape[-1]).mean(1)
 
-    def blast(
-        self, train_id: int, label: int | None = None, k: int = 12
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Test positions (k,) whose predictions a training example's drop moves most, and by what.
+    def edit(
+        self, train_ids: Sequence[int], label: int | None = None, report: Report = silent
+    ) -> np.ndarray:
+        """What a drop or a relabel of training examples adds to the index's rows, summed (d,).
 
-        With a `label`, its relabel instead: the score under the new label less that under the old
-        one. Moves are of the margin of the predicted class, in the scores' unit; largest first,
-        whatever their sign.
+        Raises `UserError` for an example or a class that is not there.
         """
-        known_id = 0 <= train_id < len(self.train_labels_N)
-        if not known_id or not 1 <= k <= len(self.test_labels_T):
-            raise UserError(
-                found=f"k = {k}" if known_id else f"train id {train_id}",
-                wanted=f"a number from 1 to {len(self.test_labels_T)}"
-                if known_id
-                else f"a position from 0 to {len(self.train_labels_N) - 1}",
-                next_step="choose one in that range",
-            )
-        row_d = -np.asarray(self.compressed.rows.reconstruct(train_id))
+        for train_id in train_ids:
+            if not 0 <= train_id < len(self.train_labels_N):
+                raise UserError(
+                    found=f"train id {train_id}",
+                    wanted=f"a position from 0 to {len(self.train_labels_N) - 1}",
+                    next_step="choose one in that range",
+                )
         if label is not None:
             known("class", str(label), tuple(map(str, range(len(self.classes)))), "--label")
-            row_d = row_d + self._relabelled(train_id, label)
-        move_T = self._predicted_Td @ row_d * self.compressed.scale
-        order = np.argsort(-np.abs(move_T), kind="stable")[:k]
-        return order, move_T[order]
+        change_d = -self.compressed.rows.reconstruct_batch(np.array(train_ids, np.int64)).sum(0)
+        for train_id in train_ids if label is not None else ():
+            change_d += self._relabelled(train_id, cast(int, label), report)
+        return change_d
+
+    def moves(self, change_d: np.ndarray) -> np.ndarray:
+        """How an `edit` moves the margin of each test's predicted class, (T,), as scores."""
+        return self._predicted_Td @ change_d * self.compressed.scale
+
+    def moves_by_network(self, change_d: np.ndarray, tests_k: np.ndarray) -> np.ndarray:
+        """The same of some, (G, k), the spread between networks corrected as for error bars."""
+        rows = [self._row_of[int(t), int(self.predicted_T[t])] for t in tests_k]
+        queries = (self.compressed.queries_TMd[row].astype(np.float32) for row in rows)
+        move_kM = np.stack([u_Md @ change_d for u_Md in queries]) * self.compressed.scale
+        move_Gk = self._by_network(move_kM.T)
+        mean_k = move_Gk.mean(0)
+        return mean_k + (move_Gk - mean_k) / self.index.manifest["spread"]
 
     @cached_property
     def _predicted_Td(self) -> np.ndarray:
@@ -1282,12 +1295,12 @@ class Build:
         u_TMd = self.compressed.queries_TMd
         return np.stack([u_TMd[row].mean(0, dtype=np.float32) for row in rows])
 
-    def _relabelled(self, train_id: int, label: int) -> np.ndarray:
+    def _relabelled(self, train_id: int, label: int, report: Report) -> np.ndarray:
         """The row (d,) that a training example would have in the index under another label."""
         half = examples(self.spec, self.data, self.data.train)[np.array([train_id])]
         some = Examples(half.x_N, half.key_N, torch.tensor([label]))
         with self._lock:
-            u_d = self._squeezed(some).sum(0) * self._query_unit
+            u_d = self._squeezed(some, report).sum(0) * self._query_unit
             if self.spec.estimator.q == "training":
                 runs = [self._part("run", name) for name in self._networks]
                 beliefs = [r.array("belief", memory_map=True)[train_id, label] for r in runs]
@@ -1627,13 +1640,14 @@ class Build:
         some = self._tests[np.array([test_id])]
         return self._squeezed(Examples(some.x_N, some.key_N, torch.tensor([target])))
 
-    def _squeezed(self, one: Examples) -> np.ndarray:
+    def _squeezed(self, one: Examples, report: Report = silent) -> np.ndarray:
         """Vectors (M, d) of one example in the index's basis and the queries' unit."""
-        u_Md = []
+        u_Md: list[np.ndarray] = []
         white = Whitening(unit=self.compressed.unit)
         for projector_Kd, whole, member in zip(
             self.compressed.projectors_MKd, self._wholes, self.members, strict=True
         ):
+            report("gradients", len(u_Md), len(self.members))
             phi_1K = white(fresh(whole, member, one, self.spec.estimator))
             u_Md.append((phi_1K @ torch.from_numpy(projector_Kd.astype(np.float32)))[0].numpy())
         return np.stack(u_Md) * self.compressed.projector_scale

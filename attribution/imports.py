@@ -42,6 +42,8 @@ class Imported:
     entries: int = 0  # examples in the file
     decided: dict[str, int] = field(default_factory=dict)  # by verdict
     already: int = 0  # as they stand
+    differing: dict[str, tuple[Verdict, int | None]] = field(default_factory=dict)
+    """What the file says of examples on which something else stands."""
     undecided: int = 0  # examples without a decision in the file
     unknown_examples: list[str] = field(default_factory=list)
     unknown_labels: list[str] = field(default_factory=list)
@@ -54,6 +56,8 @@ class Imported:
             f"Decisions made: {sum(self.decided.values())}{f' ({made})' if made else ''}; "
             f"standing already: {self.already}; examples undecided: {self.undecided}."
         ]
+        if self.differing:
+            told.append(f"Decided otherwise so far: {counted(list(self.differing))}.")
         for kind, left in (
             ("examples that this data does not have", self.unknown_examples),
             ("labels that are none of its classes", self.unknown_labels),
@@ -70,12 +74,20 @@ def counted(left: list[str]) -> str:
     return f"{len(left)} ({', '.join(shown)}{', ...' if len(left) > SHOWN else ''})"
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a file's decisions would become."""
+
+    told: Imported
+    choices: dict[str, list[Choice]]  # by reviewer
+
+
 def imported(
     build: "Build",
     decisions: Decisions,
     path: Path,
     form: str,
-    reviewer: str = "",
+    reviewer: str | None = None,
 ) -> Imported:
     """Append what the file decides, unless it stands already; `reviewer` replaces the file's.
 
@@ -83,32 +95,60 @@ def imported(
     Raises `UserError` for a file that is no such export or has no example of this data.
     """
     known("format", form, tuple(IMPORTS), "--format")
+    entries = entries_of(contents(path), str(path), form)
+    plan = planned(build, decisions, entries, str(path), form, reviewer)
+    made(build, decisions, plan)
+    return plan.told
+
+
+def entries_of(content: bytes, name: str, form: str) -> list[Entry]:
+    """What a file of this `name` says; no path is opened. Raises `UserError` as `imported`."""
+    return IMPORTS[form](decoded(content, name), name)
+
+
+def planned(
+    build: "Build",
+    decisions: Decisions,
+    entries: list[Entry],
+    name: str,
+    form: str,
+    reviewer: str | None = None,
+    replace: bool = True,
+) -> Plan:
+    """What would be decided; without `replace` only where nothing stands. Decides nothing."""
     told = Imported()
-    placed = list(understood(build, IMPORTS[form](path), told))
+    placed = list(understood(build, entries, told))
     if len(told.unknown_examples) == told.entries:
         raise UserError(
-            found=f"{path} has none of the {len(build.train_ids)} examples of this data",
+            found=f"{name} has none of the {len(build.train_ids)} examples of this data",
             wanted="decisions on the data of this build",
             next_step="choose the build that the file was exported from",
         )
     stand = decisions.standing(build.data_id).latest()
-    choices: dict[str, list[Choice]] = {}  # by reviewer
+    choices: dict[str, list[Choice]] = {}
     for one, verdict, label in placed:
         standing = stand.get(one.example_id)
         if standing and (standing.verdict, standing.label) == (verdict, label):
             told.already += 1
             continue
-        made = Choice(
-            example_id=one.example_id,
-            verdict=verdict,
-            label=label,
-            evidence=json.dumps({"imported": form, "decided_at": one.time}),
+        if standing:
+            told.differing[one.example_id] = verdict, label
+            if not replace:
+                continue
+        evidence = {"imported": form, "decided_at": one.time, "decided_by": one.reviewer}
+        choice = Choice(
+            example_id=one.example_id, verdict=verdict, label=label, evidence=json.dumps(evidence)
         )
-        choices.setdefault(legible(reviewer or one.reviewer), []).append(made)
+        who = legible(one.reviewer if reviewer is None else reviewer)
+        choices.setdefault(who, []).append(choice)
         told.decided[verdict] = told.decided.get(verdict, 0) + 1
-    for who, some in choices.items():
+    return Plan(told, choices)
+
+
+def made(build: "Build", decisions: Decisions, plan: Plan) -> None:
+    """Append what was planned, one act a reviewer."""
+    for who, some in plan.choices.items():
         decisions.decide_all(build.data_id, some, reviewer=who, build_id=build.id)
-    return told
 
 
 def understood(
@@ -147,9 +187,8 @@ def labels_of(build: "Build") -> dict[str, int]:
     return {name: min(labels) for name, labels in found.items() if len(labels) == 1}
 
 
-def csv_entries(path: Path) -> list[Entry]:
+def csv_entries(text: str, name: str) -> list[Entry]:
     """Of our own CSV, also when a spreadsheet has saved it; the last row of an example counts."""
-    text = decoded(path)
     head = text.partition("\n")[0]
     delimiter = max(",;\t", key=head.count)
     found = {}
@@ -158,7 +197,7 @@ def csv_entries(path: Path) -> list[Entry]:
         reader = csv.DictReader(StringIO(text, newline=""), delimiter=delimiter, strict=True)
         missing = {"example_id", "decision", "new_label"} - set(reader.fieldnames or ())
         if missing:
-            raise foreign(path, f"no column {', '.join(sorted(missing))}", "csv")
+            raise foreign(name, f"no column {', '.join(sorted(missing))}", "csv")
         for row in reader:
             values = {k: v or "" for k, v in row.items() if isinstance(k, str)}
             verdict = values["decision"].strip().lower() or None
@@ -170,22 +209,22 @@ def csv_entries(path: Path) -> list[Entry]:
                 time=values.get("decided_at", ""),
             )
     except csv.Error as error:
-        raise foreign(path, f"not readable as CSV, {error}", "csv") from error
+        raise foreign(name, f"not readable as CSV, {error}", "csv") from error
     finally:
         csv.field_size_limit(usual)
     return list(found.values())
 
 
-def studio_entries(path: Path) -> list[Entry]:
+def studio_entries(text: str, name: str) -> list[Entry]:
     """Of Label Studio's JSON export (not JSON-MIN); a task's newest annotation counts."""
     try:
-        tasks = json.loads(decoded(path))
+        tasks = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise foreign(path, "not readable as JSON", "label-studio") from error
+        raise foreign(name, "not readable as JSON", "label-studio") from error
     if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
-        raise foreign(path, "not a list of tasks", "label-studio")
+        raise foreign(name, "not a list of tasks", "label-studio")
     if not all(isinstance(task.get("data"), dict) for task in tasks):
-        raise foreign(path, "a task without its data, as in JSON-MIN", "label-studio")
+        raise foreign(name, "a task without its data, as in JSON-MIN", "label-studio")
     entries = [studio_entry(task, at) for at, task in enumerate(tasks)]
     # Of tasks on the same example one that decides counts, the newest of these.
     entries.sort(key=lambda one: (bool(one.verdict or one.choice), one.time))
@@ -238,8 +277,8 @@ def listed(value: object) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def decoded(path: Path) -> str:
-    """The text of a file of bounded size."""
+def contents(path: Path) -> bytes:
+    """A file of bounded size."""
     try:
         if not path.is_file() and path.exists():  # a folder, or a device without end
             raise UserError(
@@ -251,30 +290,36 @@ def decoded(path: Path) -> str:
                 wanted=f"at most {LARGEST:,}",
                 next_step="export fewer examples at a time",
             )
-        return path.read_bytes().decode("utf-8-sig")  # ends of lines inside names as they are
+        return path.read_bytes()
     except OSError as error:
         raise UserError(
             found=f"{path} cannot be read ({(error.strerror or str(error)).lower()})",
             wanted="a file of decisions",
             next_step="choose another file",
         ) from error
+
+
+def decoded(content: bytes, name: str) -> str:
+    """The text of a file, ends of lines inside names as they are."""
+    try:
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(
-            found=f"{path} is not text in UTF-8",
+            found=f"{name} is not text in UTF-8",
             wanted="a file that this app or Label Studio exported",
             next_step="save it as UTF-8, or choose another file",
         ) from error
 
 
-def foreign(path: Path, why: str, form: str) -> UserError:
+def foreign(name: str, why: str, form: str) -> UserError:
     return UserError(
-        found=f"{path} is no export of decisions ({why})",
+        found=f"{name} is no export of decisions ({why})",
         wanted=f"a file of the format {form}",
         next_step="choose another file, or say its --format",
     )
 
 
-IMPORTS: dict[str, Callable[[Path], list[Entry]]] = {
+IMPORTS: dict[str, Callable[[str, str], list[Entry]]] = {
     "csv": csv_entries,
     "label-studio": studio_entries,
 }

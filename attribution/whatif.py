@@ -113,9 +113,38 @@ class Forecast:
     high: float | None = None
 
     @property
+    def after(self) -> float | None:
+        """The margin without them; None without a scale."""
+        return None if self.change is None else self.margin + self.change
+
+    @property
     def flips(self) -> bool | None:
         """Whether the margin is predicted to change its sign; None without a scale."""
-        return None if self.change is None else self.margin * (self.margin + self.change) < 0
+        return None if self.after is None else self.margin * self.after < 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moved:
+    """A test prediction that an edit of the training set is predicted to move."""
+
+    test_id: int
+    label: int
+    predicted: int  # the class whose margin moves
+    move: float  # in the scores' unit; above zero the networks become surer
+    stderr: float | None  # of it, `Build.noise` says of what; None for one member
+    share: float  # of the largest move
+    change: float | None = None  # in units of the margin, once a scale is known
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def shaky(self) -> bool:
+        return self.stderr is not None and abs(self.move) < 2 * self.stderr
+
+    @property
+    def better(self) -> bool:
+        """Whether a right prediction becomes surer, or a wrong one less sure."""
+        return (self.label == self.predicted) == (self.move > 0)
 
 
 def checked(labels_N: np.ndarray, ids: Iterable[int]) -> tuple[int, ...]:
@@ -342,6 +371,29 @@ def scale_of(rows: Sequence[Mapping[str, Any]]) -> Scale | None:
     return scale(*columns(rows))
 
 
+@dataclass(frozen=True)
+class Band:
+    """The line from predicted to realised changes of the margin, with 95 % of removals, (X,)."""
+
+    predicted_X: np.ndarray
+    low_X: np.ndarray
+    high_X: np.ndarray
+
+
+def predicted(rows: Sequence[Mapping[str, Any]], known: Scale | None) -> list[float]:
+    """Predictions of `columns`, in units of the margin once a scale is known."""
+    return [float(r["score"]) * (known.factor if known else 1) for r in rows]
+
+
+def band(rows: Sequence[Mapping[str, Any]], known: Scale, points: int = 40) -> Band:
+    """The line as far as the predictions of the rows reach, and a little more."""
+    scores_V = np.append(columns(rows)[0], 0)
+    more = 0.05 * (float(np.abs(scores_V).max()) or 1.0)
+    score_X = np.linspace(scores_V.min() - more, scores_V.max() + more, points)
+    value_X, low_X, high_X = np.array([known.change(float(s)) for s in score_X]).T
+    return Band(value_X, low_X, high_X)
+
+
 def agreement(predicted_V: np.ndarray, realised_V: np.ndarray) -> float | None:
     """Rank correlation of predicted and realised changes; None below `LEAST`."""
     if len(predicted_V) < LEAST:
@@ -363,9 +415,6 @@ def forecast(
     score = float(score_G.mean())
     stderr = float(score_G.std(ddof=1) / len(score_G) ** 0.5) if len(score_G) > 1 else None
     push = float(np.maximum(scores_GN.mean(0, dtype=np.float64), 0).sum()) or 1.0
-    told = {}
-    if known and known.usable:
-        told = dict(zip(("change", "low", "high"), known.change(score), strict=True))
     return Forecast(
         test_id=test_id,
         target=target,
@@ -376,7 +425,7 @@ def forecast(
         share_stderr=None if stderr is None else stderr / push,
         exact=exact,
         margin=now,
-        **told,
+        **(scaled(known, score) if known and known.usable else {}),
     )
 
 
@@ -391,3 +440,44 @@ def smallest(scores_N: np.ndarray, now: float, known: Scale) -> tuple[int, ...] 
     moved_N = known.factor * np.maximum(pull_N[order_N], 0).cumsum(dtype=np.float64)
     enough_N = moved_N > abs(now)
     return tuple(order_N[: int(enough_N.argmax()) + 1].tolist()) if enough_N.any() else None
+
+
+def most(move_T: np.ndarray, k: int, each: bool) -> np.ndarray:
+    """Positions of the k largest moves, whatever their sign; with `each`, k up and then k down."""
+    if not each:
+        return np.argsort(-np.abs(move_T), kind="stable")[:k]
+    order = np.argsort(-move_T, kind="stable")
+    up, down = order[:k], order[::-1][:k]
+    return np.concatenate([up[move_T[up] > 0], down[move_T[down] < 0]])
+
+
+def moved(
+    tests_k: np.ndarray,
+    label_k: np.ndarray,
+    predicted_k: np.ndarray,
+    move_Gk: np.ndarray,
+    largest: float,
+    known: Scale | None,
+) -> tuple[Moved, ...]:
+    """What is predicted of some test examples, from each network's moves."""
+    count, mean_k = len(move_Gk), move_Gk.mean(0, dtype=np.float64)
+    error_k: Iterable[float | None] = [None] * len(tests_k)
+    if count > 1:
+        error_k = (move_Gk.std(0, ddof=1) / count**0.5).tolist()
+    rows = zip(tests_k, label_k, predicted_k, mean_k.tolist(), error_k, strict=True)
+    return tuple(
+        Moved(
+            test_id=int(test),
+            label=int(label),
+            predicted=int(predicted),
+            move=move,
+            stderr=error,
+            share=move / (largest or 1),
+            **(scaled(known, move) if known and known.usable else {}),
+        )
+        for test, label, predicted, move, error in rows
+    )
+
+
+def scaled(known: Scale, score: float) -> dict[str, float]:
+    return dict(zip(("change", "low", "high"), known.change(score), strict=True))

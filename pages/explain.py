@@ -6,6 +6,7 @@ from streamlit.delta_generator import DeltaGenerator
 
 from attribution.engine import Build
 from attribution.records import Hit
+from attribution.report import prediction
 from attribution.testlabels import Labels
 from pages.parts import charts
 from pages.parts.asked import (
@@ -14,9 +15,11 @@ from pages.parts.asked import (
     deciding,
     forget_test,
     on_test,
+    pick,
     question,
     test_grid,
 )
+from pages.parts.exports import report
 from pages.parts.grid import Handle, consume, decide, notice, redo, undo
 from pages.parts.hits import hit_item, hits_grid
 from pages.parts.opened import DOUBT, build_or_stop, engine
@@ -66,6 +69,7 @@ def show(build: Build, found: pd.DataFrame, left: DeltaGenerator, right: DeltaGe
     consume("hits", on_hit)
     if engine().decisions.newest(build.test_half.id) != st.session_state["labels_at"]:
         st.rerun()  # accuracy, matrix and list are outside of this fragment
+    consume("reached", pick)
     labels = engine().test_labels(build.id)
     test_id = chosen_test(build, found)
     kind = st.session_state["show"]
@@ -210,13 +214,22 @@ def explain(build: Build, test_id: int, labels: Labels, on_hit: Handle, on_label
     """The chosen prediction and the hits of the class that the question is about."""
     target = st.session_state.get("target", "predicted")
     answer = build.query(test_id, HITS, target)
-    card(build, answer, labels, on_label)
+    shown, sent = st.columns([6, 1])
+    with shown:
+        card(build, answer, labels, on_label)
     label = int(labels.labels_T[test_id])
     asked = question(build, answer, None if label == answer.label else label)
     if asked != target:
         st.session_state["target"] = target = asked
         answer = build.query(test_id, HITS, target)
     st.query_params.update({"test": str(test_id), "target": target})
+    with sent:
+        report(
+            lambda: prediction(build, test_id, HITS, target),
+            f"test-{test_id}-{build.id}",
+            "One page to send to someone: this prediction and the images behind it.",
+            "report",
+        )
 
     name = build.classes[answer.target]
     st.markdown(
@@ -256,7 +269,7 @@ def explain(build: Build, test_id: int, labels: Labels, on_hit: Handle, on_label
         st.caption(
             f"{said}{answer.noise} The band around a score shows two of them each way. *Shaky*: "
             f"the band reaches zero, or members disagree. A dashed label is itself in doubt. Pick "
-            f"a training image to keep, relabel or drop it."
+            f"a training image to keep, relabel or drop it; the key ? on one tells all keys."
         )
 
 

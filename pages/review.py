@@ -12,8 +12,8 @@ from attribution import audit
 from attribution.decisions import UNSURE, Choice, Standing
 from attribution.engine import Build
 from attribution.records import Decision, UserError
-from pages.parts import behind, picked, reckoning, reviewer
-from pages.parts.exports import downloads
+from pages.parts import behind, picked, reach, reckoning, reviewer
+from pages.parts.exports import exchange, review_report
 from pages.parts.grid import (
     choice,
     class_keys,
@@ -113,7 +113,8 @@ def watch(build: Build) -> None:
 def toolbar(build: Build, stand: Standing) -> View:
     """What to see, who decides, and the way out; all of it but the name is in the address."""
     bound = {"bind": "query-params", "persist_state": "session"}
-    views, filters, name, export = st.columns([10, 3, 4, 4], vertical_alignment="center")
+    widths = [10, 3, 4, 3, 4]
+    views, filters, name, sent, export = st.columns(widths, vertical_alignment="center")
     which = views.segmented_control(
         "Show",
         list(VIEWS),
@@ -136,8 +137,10 @@ def toolbar(build: Build, stand: Standing) -> View:
         among = selection(build)
     with name:
         reviewer.ask()
+    with sent:
+        review_report(build)
     with export:
-        downloads(build)
+        exchange(build)
     return View(build.id, which, labelled, like, by, whom, text.strip(), among)
 
 
@@ -191,17 +194,18 @@ def matching(build: Build, view: View, stand: Standing) -> tuple[int, ...]:
         rows = rows[rows.index.isin(build.search("train", view.text))]
     latest = stand.latest()
     if view.which == "not decided":
-        rows = rows[~rows.example_id.isin(list(latest))]
+        rows = rows[~audit.among(rows, latest)]
     elif view.which != "queue":
         some: dict[str, Any] = {
             "decided": stand.in_force(),
             "unsure": {key for key, d in latest.items() if d.verdict == UNSURE},
             "conflicts": stand.conflicts(),
         }[view.which]
-        rows = rows[rows.example_id.isin(list(some))]
+        rows = rows[audit.among(rows, some)]
     if view.whom != ANY:
         who = "" if view.whom == NOBODY else view.whom
-        rows = rows[rows.example_id.isin([d.example_id for d in stand.acts if d.reviewer == who])]
+        theirs = {d.example_id for d in stand.acts if d.reviewer == who}
+        rows = rows[audit.among(rows, theirs)]
     return tuple(int(i) for i in rows.index)
 
 
@@ -223,8 +227,8 @@ def show(build: Build, listed: Listed, stand: Standing) -> None:
     ids = listed.ids[first : first + PAGE]
     view = listed.view
     suspects = build.mislabels()
-    likely = suspects.example_id[suspects.score > DOUBT]
-    done = int(likely.isin(list(stand.in_force())).sum())
+    likely = suspects[suspects.score > DOUBT]
+    done = int(audit.among(likely, stand.in_force()).sum())
     chosen = [
         f"{words} {value}"
         for words, value, plain in (
@@ -256,6 +260,7 @@ def show(build: Build, listed: Listed, stand: Standing) -> None:
         progress=f"{done} of {len(likely)} suspicious labels decided",
         tally=tally(stand),
         evidence=behind.address(build),
+        reach=reach.address(build),
         reviewer=reviewer.reviewer(),
         empty=EMPTY[view.which]
         if view[2:] == View("")[2:]

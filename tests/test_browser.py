@@ -277,7 +277,7 @@ def test_the_review_is_done_without_a_mouse(
     expect(deck.locator(f".tile[data-id='{ids[1]}'] .mark")).to_have_text(f"→ {other}")
 
     focused = "document.activeElement.textContent.trim()"
-    for key in ["Shift+Tab"] * 20 + ["ArrowLeft"] * 4:  # back to the views, and along them
+    for key in ["Shift+Tab"] * 30 + ["ArrowLeft"] * 4:  # back to the views, and along them
         if page.evaluate(focused) == "decided":
             break
         if key == "ArrowLeft" or page.evaluate(focused) != "conflicts":
@@ -429,10 +429,10 @@ def test_a_hit_is_decided_in_place(page: Page, url: str, engine: Engine, build: 
     page.goto(f"{url}/explain")
     hits = page.get_by_role("listbox", name=re.compile("^Pushed towards")).locator(".tile")
     hits.nth(1).click()
-    page.locator(".panel").get_by_text("Drop").click()
+    page.locator(".panel").get_by_role("button", name="Drop").click()
     expect(hits.nth(1).locator(".mark.dropped")).to_be_visible()
     expect(hits.nth(1).locator(".mark.dropped")).to_be_visible()
-    page.locator(".panel").get_by_text("Undo").click()
+    page.locator(".panel").get_by_role("button", name="Undo").click()
     expect(hits.nth(1).locator(".mark")).to_have_count(0)
     assert engine.decisions.in_force(build.data_id) == {}
 

@@ -665,7 +665,10 @@ def test_an_export_over_something_is_refused_and_force_replaces_it(tiny, run, tm
     path.write_text("of yesterday")
     ended = run(*words, "-o", path)
     assert_mistake(ended, f"{path} is there already", "where nothing is", "--force")
-    assert path.read_text() == "of yesterday"
+    with room(20_000):
+        ended = run(*words, "-o", path, "--force")
+    assert_mistake(ended, f"{path} cannot be written (file too large)", "a file", "-o")
+    assert path.read_text() == "of yesterday" and list(tmp_path.iterdir()) == [path]
     assert run(*words, "-o", path, "--force").code == 0
     assert len(pd.read_parquet(path)) == 4500
     for other in (tmp_path, Path("/dev/null")):  # never, whatever is said

@@ -1,19 +1,23 @@
 """The log of decisions against a plain model of it, several writers at once, and kills."""
 
+import json
+import shutil
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attribution.decisions import TABLE, VERSION, Choice, Decisions
+from attribution.decisions import TABLE, VERSION, Choice, Decisions, Standing
 from attribution.records import Decision, UserError
 
 DATA = "d" * 12
@@ -410,3 +414,125 @@ def test_decide_returns_the_decision_that_the_log_keeps(tmp_path):
     made = log.decide(DATA, "e-0", "relabel", label=4)
     assert log.history(DATA) == [made]  # its time too
     assert log.in_force(DATA) == {"e-0": made}
+
+
+# Another process that acts when told, and says what it sees after every line: (act, data, reviewer,
+# examples) in JSON.
+OTHER = """
+import json, sys
+from pathlib import Path
+from attribution.decisions import Choice, Decisions
+
+log = Decisions(Path(sys.argv[1]))
+print("ready", flush=True)
+for line in sys.stdin:
+    path, act, data, who, examples = json.loads(line)
+    if Path(path) != log.path:
+        log = Decisions(Path(path))
+    if act in ("undo", "redo"):
+        getattr(log, act)(data, who)
+    elif act != "look":
+        log.decide_all(data, [Choice(example_id=e, verdict=act) for e in examples], reviewer=who)
+    print(repr(log.standing(data)), flush=True)
+"""
+
+TURNS = st.lists(
+    st.tuples(
+        st.booleans(),  # whose turn it is
+        st.sampled_from(["keep", "drop", "unsure", "undo", "undo", "redo", "look"]),
+        st.sampled_from(["one", "two"]),
+        st.sampled_from(["", "Anna"]),
+        st.lists(st.sampled_from(["e-0", "e-1", "e-2"]), min_size=1, max_size=3),
+    ),
+    max_size=16,
+)
+
+
+def test_what_two_processes_have_read_bit_by_bit_is_what_is_read_anew(tmp_path_factory):
+    start = tmp_path_factory.mktemp("log") / "start.sqlite"
+    other = subprocess.Popen(
+        [sys.executable, "-c", OTHER, str(start)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1],
+    )  # fmt: skip
+    assert other.stdin is not None and other.stdout is not None
+    assert other.stdout.readline() == "ready\n"
+
+    def told(*words) -> Standing:
+        other.stdin.write(json.dumps(words) + "\n")
+        other.stdin.flush()
+        return eval(other.stdout.readline(), {"Standing": Standing, "Decision": Decision})
+
+    @settings(max_examples=12, deadline=None, derandomize=True)
+    @given(TURNS)
+    def turns(some):
+        path = tmp_path_factory.mktemp("log") / "decisions.sqlite"
+        mine = Decisions(path)
+        for here, act, data, who, examples in some:
+            if not here:
+                told(str(path), act, data, who, examples)
+            elif act in ("undo", "redo"):
+                getattr(mine, act)(data, who)
+            elif act != "look":
+                choices = [Choice(example_id=e, verdict=act) for e in examples]
+                mine.decide_all(data, choices, reviewer=who)
+            theirs = told(str(path), "look", data, who, examples)
+            fresh = Decisions(path).standing(data)
+            assert mine.standing(data) == fresh and theirs == fresh
+            assert mine.standing(data).newest == mine.newest(data)
+
+    try:
+        turns()
+    finally:
+        other.kill()
+        other.communicate()
+
+
+def test_a_reader_keeps_what_it_was_given(log):
+    log.decide(DATA, "e-0", "keep")
+    before = log.standing(DATA)
+    kept = before.latest().copy()
+    assert log.standing(DATA) is before  # nothing happened: nothing is made anew
+    log.decide(DATA, "e-0", "drop", reviewer="Anna")
+    assert log.standing(DATA).conflicts() and log.standing(DATA).latest() != kept
+    assert before.latest() == kept and before.conflicts() == {}
+
+
+def test_a_file_that_is_put_back_or_replaced_is_read_anew(log, tmp_path):
+    log.decide(DATA, "e-0", "keep")
+    early = tmp_path / "early.sqlite"
+    with closing(sqlite3.connect(log.path)) as db, closing(sqlite3.connect(early)) as copy:
+        db.backup(copy)
+    log.decide(DATA, "e-1", "drop")
+    log.undo(DATA)
+    assert set(log.in_force(DATA)) == {"e-0"} and log.standing(DATA).newest == 3
+    for name in ("", "-wal", "-shm"):
+        Path(f"{log.path}{name}").unlink(missing_ok=True)
+    shutil.copy(early, log.path)
+    assert set(log.in_force(DATA)) == {"e-0"} and log.standing(DATA).newest == 1
+    log.path.unlink()
+    assert log.in_force(DATA) == {}
+    log.decide(DATA, "e-7", "drop")  # has the number that the first had
+    assert set(log.in_force(DATA)) == {"e-7"}
+
+
+def test_two_reviewers_who_decide_one_example_at_once_are_both_kept(log):
+    together = Barrier(8)
+
+    def decide(n: int) -> Decision:
+        together.wait()
+        verdict = "keep" if n % 2 else "drop"
+        return Decisions(log.path).decide(DATA, "e-0", verdict, reviewer=f"r{n}")
+
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(decide, range(8)))
+    assert sorted(d.seq for d in made) == list(range(1, 9))
+    stand = log.standing(DATA)
+    assert len(stand.acts) == 8 and stand.latest()["e-0"].seq == 8
+    assert {d.reviewer for d in stand.conflicts()["e-0"]} == {f"r{n}" for n in range(8)}
+
+
+def test_an_example_named_twice_in_one_act_has_the_last_word_and_one_undo(log):
+    log.decide_all(DATA, [Choice(example_id="e", verdict=v) for v in ("keep", "drop")])
+    assert log.in_force(DATA)["e"].verdict == "drop"
+    log.undo(DATA)
+    assert log.in_force(DATA) == {} and log.standing(DATA).acts == ()

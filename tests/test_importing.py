@@ -14,7 +14,7 @@ from attribution.decisions import Decisions
 from attribution.engine import Build
 from attribution.exchange import legible
 from attribution.export import COLUMNS, exported
-from attribution.imports import LARGEST, imported
+from attribution.imports import LARGEST, entries_of, imported, made, planned
 from attribution.records import Decision, UserError
 
 
@@ -263,3 +263,19 @@ def test_a_file_that_is_missing_endless_or_too_large_is_one_sentence(build, log,
 
 def test_the_columns_that_are_read_are_those_that_are_written():
     assert {"example_id", "decision", "new_label", "reviewer", "decided_at"} <= set(COLUMNS)
+
+
+def test_a_plan_decides_nothing_and_leaves_what_stands_unless_told(build, log, tmp_path):
+    ids = build.train_ids
+    log.decide(build.data_id, ids[0], "drop", reviewer="Anna")
+    path = written(tmp_path / "some.csv", row(build, 0, "keep"), row(build, 1, "drop"))
+    entries = entries_of(path.read_bytes(), "some.csv", "csv")
+    for replace, decided in ((False, {"drop": 1}), (True, {"drop": 1, "keep": 1})):
+        plan = planned(build, log, entries, "some.csv", "csv", "Ben", replace)
+        assert plan.told.decided == decided and plan.told.differing == {ids[0]: ("keep", None)}
+        assert f"Decided otherwise so far: 1 ('{ids[0]}')." in plan.told.sentences()
+    assert len(log.history(build.data_id)) == 1
+    made(build, log, plan)
+    assert in_force(log, build) == {ids[0]: ("keep", None, "Ben"), ids[1]: ("drop", None, "Ben")}
+    log.undo(build.data_id, "Ben")
+    assert in_force(log, build) == {ids[0]: ("drop", None, "Anna")}

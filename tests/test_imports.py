@@ -102,8 +102,8 @@ def test_pages_talk_to_the_engine_and_records():
     # to export, for files to download, and to plain functions of what the engine gave them
     used = set().union(*(ours(p) for p in PAGES))
     plain = {
-        "export", "exchange", "compare", "strategies", "groups", "changes", "revision", "report",
-        "audit", "decisions", "evidence", "whatif",
+        "export", "exchange", "imports", "compare", "strategies", "groups", "changes", "revision",
+        "report", "audit", "decisions", "evidence", "whatif",
     }  # fmt: skip
     assert used <= {"engine", "records", "jobs"} | plain
 

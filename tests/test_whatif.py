@@ -36,9 +36,13 @@ from attribution.whatif import (
     Scale,
     VerifySpec,
     agreement,
+    band,
     checked,
+    moved,
+    predicted,
     retrained,
     scale,
+    scale_of,
     smallest,
     verify,
 )
@@ -511,14 +515,19 @@ def test_the_blast_radius_is_what_dense_scores_say(build: Build, label: int | No
         row = Examples(half.x_N, half.key_N, torch.tensor([new]))
         new_MT = dense_scores(build, queries, row)[..., 0]
         move_T = move_T + new_MT.mean(0) * weight_of(build, i, new)
-    tests, moves = build.blast(i, label and new, T)
-    found_T = np.zeros(T)
-    found_T[tests] = moves
-    assert sorted(tests.tolist()) == list(range(T))
+    change_d = build.edit([i], label and new)
+    found_T = build.moves(change_d)
     assert dense.off(found_T, move_T) < 0.02
-    assert (np.diff(np.abs(moves)) <= 0).all()
-    few = build.blast(i, label and new, 5)
-    np.testing.assert_array_equal(few[0], tests[:5])
+    found_GT = build.moves_by_network(change_d, np.arange(T))
+    assert dense.off(found_GT.mean(0), found_T) < 0.002
+    if label is None and not build.spec.estimator.relative:
+        hits = [build.rescored(t, "predicted", [i])[0] for t in range(0, T, 50)]
+        assert [h.stderr for h in hits] == pytest.approx(
+            [None] * len(hits)
+            if len(found_GT) == 1
+            else (found_GT.std(0, ddof=1) / len(found_GT) ** 0.5)[::50].tolist(),
+            rel=0.01,
+        )
 
 
 def weight_of(build: Build, i: int, label: int | None) -> float:
@@ -554,25 +563,72 @@ def dense_self(build: Build, m: int, phi_1K: np.ndarray) -> float:
     return float((phi_1K @ np.linalg.inv(kernel) @ phi_1K.T)[0, 0])
 
 
+def test_moves_of_several_add_up(build: Build) -> None:
+    alone = [build.edit([i]) for i in (3, 8, 11)]
+    np.testing.assert_allclose(build.edit([3, 8, 11]), sum(alone), rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("arguments", "found"),
-    [((-1,), "train id -1"), ((99999,), "train id 99999"), ((3, 10), "'10'"), ((3, 1, 0), "k = 0")],
+    [
+        (([-1],), "train id -1"),
+        (([3, 99999],), "train id 99999"),
+        (([3], 10), "'10'"),
+        (([3], 1, 0), "k 0"),
+        (([3], 1, 501), "k 501"),
+    ],
 )
 def test_a_blast_radius_of_what_is_not_there_is_refused(
-    build: Build, arguments: tuple[int, ...], found: str
+    tiny: Tiny, arguments: tuple, found: str
 ) -> None:
     with pytest.raises(UserError) as told:
-        build.blast(*arguments)
+        Engine(tiny.cache, tiny.workspace).blast(tiny.build, *arguments)
     assert found in told.value.found
 
 
 def test_the_engine_tells_moves_as_shares_until_they_are_scaled(tiny: Tiny) -> None:
     engine = Engine(tiny.cache, tiny.workspace)
     build = engine.open(tiny.build)
-    tests, moves = build.blast(4, 3, 6)
-    rows = engine.blast(tiny.build, 4, 3, 6)
-    assert [r["test_id"] for r in rows] == tests.tolist()
-    assert [r["move"] for r in rows] == pytest.approx(moves)
-    assert abs(rows[0]["share"]) == pytest.approx(1)
-    assert rows[2]["share"] == pytest.approx(moves[2] / abs(moves[0]))
-    assert all(r["change"] is None for r in rows)
+    steps: list[tuple[int, int]] = []
+    rows = engine.blast(tiny.build, [4], 3, 6, report=lambda _, done, of: steps.append((done, of)))
+    assert steps == [(m, 4) for m in range(4)]
+    move_T = build.moves(build.edit([4], 3))
+    order = np.argsort(-np.abs(move_T))[:6]
+    assert [r.test_id for r in rows] == order.tolist()
+    assert [r.move for r in rows] == pytest.approx(move_T[order], rel=1e-3)
+    assert abs(rows[0].share) == pytest.approx(1, rel=1e-3)
+    assert all(r.change is None for r in rows)
+    both = engine.blast(tiny.build, [4], 3, 5, each=True)
+    falling = np.argsort(-move_T)
+    assert [r.test_id for r in both] == [*falling[:5], *falling[::-1][:5]]
+    assert [r.move > 0 for r in both] == [True] * 5 + [False] * 5
+    for r in rows + both:
+        right = build.test_labels_T[r.test_id] == build.predicted_T[r.test_id]
+        assert r.better == ((r.move > 0) if right else (r.move < 0))
+        assert r.stderr is not None and r.shaky == (abs(r.move) < 2 * r.stderr)
+
+
+def test_moves_in_units_of_the_margin_are_those_of_a_verification() -> None:
+    known = scale(np.arange(1.0, 9), 3 * np.arange(1.0, 9) + np.resize([0.1, -0.1], 8))
+    move_Gk = np.array([[1.0, -2.0], [3.0, -2.0]])
+    ids = np.array([7, 9])
+    first, second = moved(ids, ids % 2, ids % 3, move_Gk, 4.0, known)
+    assert (first.test_id, first.label, first.predicted) == (7, 1, 1)
+    assert (first.move, first.share, first.stderr) == (2.0, 0.5, 1.0)
+    assert (first.change, first.low, first.high) == known.change(2.0)
+    assert second.stderr == 0 and second.change == known.change(-2.0)[0]
+    random = np.random.default_rng(0)
+    useless = scale(random.normal(size=9), random.normal(size=9))
+    assert moved(ids, ids, ids, move_Gk, 4.0, useless)[0].change is None
+
+
+def test_the_line_is_drawn_as_far_as_the_predictions_reach() -> None:
+    rows = [{"score": s, "change": 4 * s + 0.1 * (-1) ** n} for n, s in enumerate((1, 2, 3, 4, 5))]
+    known = scale_of(rows)
+    assert known is not None
+    assert predicted(rows, None) == [1, 2, 3, 4, 5]
+    assert predicted(rows, known) == pytest.approx([known.change(s)[0] for s in (1, 2, 3, 4, 5)])
+    line = band(rows, known, 3)
+    for at, score in enumerate((-0.25, 2.5, 5.25)):
+        told = line.predicted_X[at], line.low_X[at], line.high_X[at]
+        assert told == pytest.approx(known.change(score))

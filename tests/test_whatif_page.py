@@ -5,6 +5,7 @@ import re
 import shutil
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -196,7 +197,7 @@ def test_verify_whatif_and_blast_on_the_command_line(run, engine: Engine, build:
     told = json.loads(out)
     assert code == 0 and told["score"] == pytest.approx(made["score"]) and told["exact"]
     code, out, _ = run("blast", build.id, 8, "--label", build.classes[2], "-k", 4, "--json")
-    assert code == 0 and json.loads(out) == engine.blast(build.id, 8, 2, 4)
+    assert code == 0 and json.loads(out) == [asdict(r) for r in engine.blast(build.id, [8], 2, 4)]
     for words in (("whatif", build.id, 30, "--top", 9), ("blast", build.id, 8),
                   ("verifications", build.id)):  # fmt: skip
         code, out, _ = run(*words)

@@ -11,7 +11,7 @@ import pandas as pd
 import streamlit as st
 
 from attribution.groups import most_confused
-from attribution.whatif import Scale
+from attribution.whatif import Scale, band, predicted
 
 MATRIX = 20  # classes that a matrix shows at most
 
@@ -419,26 +419,24 @@ def calibration(rows: list[dict[str, Any]], scale: Scale | None) -> None:
     """
     import plotly.graph_objects as go  # takes half a second, and only verified removals need it
 
-    factor = scale.factor if scale else 1.0
+    rows = [{**r, "predicted": x} for r, x in zip(rows, predicted(rows, scale), strict=True)]
     figure = go.Figure()
     if scale:
-        reach = 1.08 * max(abs(r["score"]) for r in rows) or 1.0
-        ends = min(0.0, *(r["score"] for r in rows)), max(0.0, *(r["score"] for r in rows))
-        xs = np.linspace(ends[0] - 0.05 * reach, ends[1] + 0.05 * reach, 40)
-        value_x, low_x, high_x = np.array([scale.change(float(x)) for x in xs]).T
+        line = band(rows, scale)
         figure.add_scatter(
-            x=np.concatenate([xs, xs[::-1]]) * factor, y=np.concatenate([low_x, high_x[::-1]]),
+            x=np.append(line.predicted_X, line.predicted_X[::-1]),
+            y=np.append(line.low_X, line.high_X[::-1]),
             fill="toself", fillcolor="rgba(77,127,214,.12)", line={"width": 0}, hoverinfo="skip",
         )  # fmt: skip
         figure.add_scatter(
-            x=xs * factor, y=value_x, mode="lines", hoverinfo="skip",
+            x=line.predicted_X, y=line.predicted_X, mode="lines", hoverinfo="skip",
             line={"color": "#4d7fd6", "width": 2},
         )  # fmt: skip
     for here, colour, size in ((False, "#4d7fd6", 10), (True, "#e0761a", 15)):
         some = [r for r in rows if r["here"] == here]
         known = [r for r in some if r["low"] is not None]
         figure.add_scatter(
-            x=[factor * r["score"] for r in known],
+            x=[r["predicted"] for r in known],
             y=[r["change"] for r in known],
             mode="markers",
             marker={"opacity": 0},
@@ -452,7 +450,7 @@ def calibration(rows: list[dict[str, Any]], scale: Scale | None) -> None:
             hoverinfo="skip",
         )
         figure.add_scatter(
-            x=[factor * r["score"] for r in some],
+            x=[r["predicted"] for r in some],
             y=[r["change"] for r in some],
             mode="markers",
             marker={"color": colour, "size": size, "line": {"width": 1.5, "color": "#ffffff"}},

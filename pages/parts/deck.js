@@ -3,7 +3,7 @@
 // data: epoch, ack, items, verdicts, classes, keys (of the first classes), focus ({id, turn}: where
 //       Python wants the cursor), pending (what waits here: "open" | "unsure" | "contested" |
 //       "each"), settle (decisions settle a conflict), less, more (another page before, after),
-//       place, chosen (the filters), share, progress, tally, evidence (address), reviewer, empty
+//       place, chosen (the filters), share, progress, tally, evidence, reach (addresses), reviewer, empty
 
 const AHEAD = 3; // images whose evidence is fetched before they are shown
 const REMEMBERED = "probable-cause.reviewer";
@@ -22,6 +22,7 @@ const HELP = [
   ["A", "select all that are shown"],
   ["Esc", "select none, close"],
   ["Space", "zoom"],
+  ["W", "what a change would move"],
   ["?", "these keys"],
 ];
 
@@ -138,10 +139,7 @@ function skeleton() {
   const queue = part("div", "queue", head, tiles);
   const desk = part("div", "desk", card, behind, queue);
   const zoom = part("dialog", "zoom");
-  const help = part("dialog", "help");
-  const keys = part("div", "keys");
-  for (const [key, text] of HELP) keys.append(make("kbd", "", key), make("span", "", text));
-  help.append(make("h2", "", "Keys"), keys, buttonOf("Close", "Esc", "close", "act"));
+  const help = helpOf(HELP);
   const said = make("p");
   const empty = part("div", "empty", said);
   const live = part("div", "live");
@@ -384,7 +382,7 @@ function showClasses(state, item) {
 async function showBehind(state, item) {
   const { parts, data } = state;
   if (!item) {
-    state.behind = null;
+    state.behind = state.fold = null;
     parts.behind.classList.remove("stale");
     parts.behind.replaceChildren(...summaryOf(chosenItems(state), data.classes));
     return;
@@ -399,7 +397,8 @@ async function showBehind(state, item) {
   const found = await behindOf(state, id);
   if (state.behind !== key) return; // the cursor went on
   parts.behind.classList.remove("stale");
-  parts.behind.replaceChildren(...evidenceOf(item, found, said));
+  state.fold = foldOf(`${data.reach}${id}/`, data.classes, item.given, item.suggested);
+  parts.behind.replaceChildren(...evidenceOf(item, found, said, state.fold));
   for (const next of data.items.slice(at + 1, at + 1 + AHEAD)) behindOf(state, next.id);
 }
 
@@ -426,10 +425,10 @@ function behindOf(state, id) {
   return state.known.get(url);
 }
 
-function evidenceOf(item, found, said) {
+function evidenceOf(item, found, said, fold) {
   const nodes = [];
   if (said.length) nodes.push(make("p", "said", said.join(" · ")));
-  nodes.push(make("p", "why", item.why));
+  nodes.push(make("p", "why", item.why), fold.box);
   if (!found) return [...nodes, make("p", "quiet", "The evidence could not be fetched.")];
   const signals = make("div", "signals");
   for (const signal of found.signals) {
@@ -442,22 +441,7 @@ function evidenceOf(item, found, said) {
     signals.append(name, track, make("span", "quiet number", signal.text));
   }
   nodes.push(make("p", "quiet", found.votes), signals);
-  for (const group of [...found.groups, found.feeds]) {
-    const box = make("section", "group");
-    box.append(make("h3", "", group.title));
-    const some = make("div", "some");
-    for (const one of group.items) {
-      const link = make(one.href ? "a" : "button", one.odd ? "other odd" : "other");
-      link.title = one.alt;
-      link.tabIndex = some.children.length ? -1 : 0; // one stop a group; arrows go on from it
-      if (one.href) Object.assign(link, { href: one.href, target: "_blank", rel: "noopener" });
-      else Object.assign(link.dataset, { action: "go", id: one.id });
-      link.append(picture(one.src, one.alt, "mini"), make("span", "", one.caption));
-      some.append(link);
-    }
-    box.append(group.items.length ? some : make("span", "quiet", group.empty));
-    nodes.push(box);
-  }
+  nodes.push(...[...found.groups, found.feeds].map(linksOf));
   return nodes;
 }
 
@@ -501,6 +485,7 @@ function act(root, state, name, label = null) {
   else if (name === "none") select(root, state, []);
   else if (name === "find") openFind(root, state);
   else if (name === "zoom") toggleZoom(state);
+  else if (name === "reach") state.fold?.toggle();
   else if (name === "help") state.parts.help.showModal();
   else if (name === "close") for (const box of [state.parts.help, state.parts.zoom]) box.close();
   if (state.parts.zoom.open) fillZoom(state);
@@ -625,7 +610,7 @@ function toggle(root, state, id) {
   focusTile(state);
 }
 
-const PLAIN = { k: "keep", x: "drop", s: "unsure", u: "undo", y: "redo", a: "all", l: "find", "?": "help" };
+const PLAIN = { k: "keep", x: "drop", s: "unsure", u: "undo", y: "redo", a: "all", l: "find", w: "reach", "?": "help" };
 
 function onKey(event, root, state) {
   const from = event.composedPath()[0];

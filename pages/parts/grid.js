@@ -4,7 +4,9 @@
 //       keys (of the classes, where they are few), scale (largest |score| + error), groups,
 //       left_out (ids that a what-if leaves out; null where there is none to be asked),
 //       split ("train" | "test": whose labels are decided on here, of several at once too; "" for
-//       none), follow (after a decision the next image is picked)
+//       none), follow (after a decision the next image is picked), reach (address of what a change
+//       of a training image would move)
+// item of a "pick": id, src, alt, caption, correct, note, shaky (paler)
 // group: label, title (whether the label is shown), tone ("for" | "against"), items, empty (said
 //       when there are none)
 
@@ -12,6 +14,20 @@ const ACTS = {
   train: { keep: "Keep", drop: "Drop" },
   test: { keep: "Right", drop: "Exclude" },
 };
+const HELP = [
+  ["← → ↑ ↓", "another image; with Shift several"],
+  ["Tab", "the other side, then what follows"],
+  ["Enter", "open it, close it; also Space"],
+  ["0–9", "it is this class"],
+  ["L", "type the class"],
+  ["K", "keep the label"],
+  ["X", "drop the image"],
+  ["U Y", "undo and redo"],
+  ["Ctrl+A", "select all; Escape clears"],
+  ["W", "what a change would move"],
+  ["?", "these keys"],
+  ["O", "what if it had not been there"],
+];
 
 export default function (component) {
   const { data, parentElement, setStateValue } = component;
@@ -92,6 +108,8 @@ function groupOf(group, data, old, made) {
 
 function pickTile(item, data) {
   const tile = tileFor(item);
+  tile.classList.toggle("shaky", Boolean(item.shaky));
+  tile.title = item.alt;
   tile.append(picture(item.src, item.alt, "thumb"));
   const line = make("div", "line");
   line.append(make("span", item.correct ? "truth" : "truth wrong", item.caption));
@@ -154,17 +172,21 @@ function bar(item, scale) {
 
 function mark(root, state, selected) {
   state.current = selected;
-  const tiles = tilesOf(root);
-  let current = null;
-  for (const tile of tiles) {
-    const is = Number(tile.dataset.id) === selected;
-    tile.setAttribute("aria-selected", String(is || state.chosen.has(Number(tile.dataset.id))));
-    tile.tabIndex = -1;
-    if (is) current = tile;
-  }
   const held = root.getRootNode().activeElement;
-  const stop = (held && tiles.includes(held) && held) || current || tiles[0];
-  if (stop) stop.tabIndex = 0;
+  for (const group of root.querySelectorAll("[role=listbox]")) {
+    const tiles = tilesOf(group);
+    let current = null;
+    for (const tile of tiles) {
+      const is = Number(tile.dataset.id) === selected;
+      const id = Number(tile.dataset.id);
+      tile.setAttribute("aria-selected", String(is || state.chosen.has(id)));
+      tile.tabIndex = -1;
+      if (is) current = tile;
+    }
+    // One stop a group; arrows go on from it.
+    const stop = (held && tiles.includes(held) && held) || current || tiles[0];
+    if (stop) stop.tabIndex = 0;
+  }
 }
 
 function showVerdicts(root, state) {
@@ -232,7 +254,8 @@ function openHit(root, state, id) {
   }
   const line = make("div", "line");
   line.append(make("span", "quiet", "It is"), finderFor(root, state, [id]));
-  side.append(acts, line);
+  state.fold = foldOf(`${state.data.reach}${id}/`, state.data.classes, item.given, item.doubt);
+  side.append(acts, line, state.fold.box);
   panel.append(side);
   // Below the row of its tile.
   const tile = root.querySelector(`.tile[data-id="${id}"]`);
@@ -400,6 +423,9 @@ function onKey(event, root, state) {
     }
   } else if (event.key === "Enter" || event.key === " ") {
     pick(root, state, tiles[at]);
+  } else if (event.key === "?" && state.data.kind === "hit") {
+    root.append((state.help ??= helpOf(state.data.left_out ? HELP : HELP.slice(0, -1))));
+    state.help.showModal();
   } else if (!split || !onActKey(event, root, state, tiles, at)) {
     return;
   }
@@ -427,7 +453,10 @@ function onActKey(event, root, state, tiles, at) {
   }
   const label = data.keys.indexOf(key);
   if (key === "o" && data.left_out) leave(root, state, id);
-  else if (key === "l" || (!data.keys.length && /^[0-9]$/.test(key))) {
+  else if (key === "w" && data.reach) {
+    if (state.open !== id) openHit(root, state, id);
+    state.fold.toggle();
+  } else if (key === "l" || (!data.keys.length && /^[0-9]$/.test(key))) {
     state.alone = !state.chosen.size;
     if (state.alone) choose(root, state, ids);
     state.finder.open(key === "l" ? "" : key);

@@ -26,7 +26,7 @@ Handle = Callable[[Action], None]
 
 NOTHING: dict[str, Any] = {
     "verdicts": {}, "classes": [], "keys": [], "selected": None, "rows": 0, "left_out": None,
-    "split": "",
+    "reach": "", "split": "",
 }  # fmt: skip
 TRAIN, TEST = "train", "test"  # whose labels are decided on
 NAMES = {TRAIN: "training", TEST: "test"}

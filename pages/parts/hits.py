@@ -10,6 +10,7 @@ from attribution.records import Hit
 
 from .grid import TRAIN, Handle, class_keys, grid, verdicts
 from .opened import DOUBT
+from .reach import address
 from .thumbs import inline
 
 
@@ -32,6 +33,7 @@ def hits_grid(
         classes=list(build.classes),
         keys=class_keys(build),
         verdicts=verdicts(build, [item["id"] for item in items]),
+        reach=address(build),
         scale=max((abs(i["score"]) + 2 * i["stderr"] for i in items), default=1) or 1,
         groups=[
             {"label": label, "title": True, "tone": tone, "items": some, "empty": empty}

@@ -9,11 +9,13 @@ from streamlit.delta_generator import DeltaGenerator
 from attribution.engine import Build
 from attribution.jobs import Job
 from attribution.records import Answer, UserError
-from attribution.whatif import LEAST, Forecast, Scale, agreement, columns, scale_of
+from attribution.whatif import LEAST, Forecast, Scale, agreement, columns, predicted, scale_of
 
 from . import charts
+from .asked import pick
 from .jobs import RUNNING, framed
 from .opened import command_line, engine
+from .reach import expander, unscaled
 from .trouble import guarded
 from .words import sure
 
@@ -57,6 +59,7 @@ def what_if(build: Build, answer: Answer) -> list[int]:
         with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
             proof(build, told, found)
             smallest(build, answer, rows, scale)
+        expander(build, told.removed, pick)
     if rows:
         picture(build, rows, scale, told)
     return ids
@@ -144,11 +147,11 @@ def outcome(build: Build, told: Forecast, found: list[Row]) -> None:
             f"told once {LEAST} removals are verified. {build.noise}",
         )
     else:
-        assert told.low is not None and told.high is not None
+        assert told.after is not None and told.low is not None and told.high is not None
         figure(
             predicted,
             f"Predicted without {count}",
-            sure(told.margin + told.change),
+            sure(told.after),
             f"margin {told.change:+.1f} ({told.low:+.1f} to {told.high:+.1f})",
             "From the other removals verified so far; 95 % are to lie within.",
         )
@@ -230,11 +233,7 @@ def running() -> list[Job]:
 def smallest(build: Build, answer: Answer, rows: list[Row], scale: Scale | None) -> None:
     """The smallest set that is predicted to flip the prediction, or why that is not known."""
     if scale is None or not scale.usable:
-        why = (
-            f"known once {LEAST} removals are verified ({len(rows)} so far)"
-            if scale is None
-            else "not told: what was verified does not follow what was predicted"
-        )
+        why = unscaled(scale, len(rows))
         st.caption(f"The smallest set that flips the prediction: {why}. Meanwhile try a count.")
         return
     st.button(
@@ -292,7 +291,7 @@ def picture(build: Build, rows: list[Row], scale: Scale | None, told: Forecast |
                     "test image": [r["test_id"] for r in rows],
                     "class": [build.classes[r["target"]] for r in rows],
                     "left out": [len(r["removed"]) for r in rows],
-                    "predicted": [r["score"] * (scale.factor if scale else 1) for r in rows],
+                    "predicted": predicted(rows, scale),
                     "happened": [r["change"] for r in rows],
                     "pairs": [r["seeds"] for r in rows],
                     "flips": [r["flipped"] for r in rows],
