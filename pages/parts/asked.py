@@ -168,7 +168,7 @@ def card(build: Build, answer: Answer, labels: Labels, handle: Handle) -> None:
         alt=f"Test image {test_id}",
         title=f"Test image {test_id}",
         facts=facts,
-        doubt=f"The label as given is wrong with a probability of {percent(doubt)}."
+        doubt=f"Going by the networks alone, the given label is wrong: {percent(doubt)}."
         if doubt > 0.01
         else "",
         verdict=drawn({0: labels.decisions.get(test_id)}).get(0),
