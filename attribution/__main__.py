@@ -10,7 +10,7 @@ import tempfile
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -18,6 +18,7 @@ from typing import Annotated, Any, cast
 import numpy as np
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -28,6 +29,7 @@ from .records import (
     EstimatorSpec,
     FeatureSpec,
     LoraSpec,
+    ReadSpec,
     Report,
     UserError,
     known,
@@ -54,11 +56,41 @@ Workspace = Annotated[
 ]
 CACHE = Path("cache")
 DEFAULT = BuildSpec()
+BLANK = ReadSpec()
+Size = Annotated[
+    int,
+    typer.Option(help="Pixels a side that your images are brought to; 0: the median, 8 to 64."),
+]
+TestShare = Annotated[
+    float, typer.Option(help="Share of each class to test on, where your data has no test half.")
+]
+SplitSeed = Annotated[int, typer.Option(help="Seed of that split.")]
+ImageColumn = Annotated[str, typer.Option(help="Column of the images, where a table has several.")]
+LabelColumn = Annotated[str, typer.Option(help="Column of the labels, where a table has several.")]
+Anywhere = Annotated[
+    bool, typer.Option("--anywhere", help="A manifest may name files outside of its folder.")
+]
+Root = Annotated[
+    str, typer.Option(help="Folder where torchvision's data sets are, or are downloaded to.")
+]
 
 
 @app.command()
 def build(
-    data: Annotated[str, typer.Option(help="Data set by name: mnist5k.")] = DEFAULT.data.name,
+    data: Annotated[
+        str,
+        typer.Option(
+            help="mnist5k; a folder (CLASS/..., train/CLASS/..., Parquet, MNIST's files), a "
+            ".parquet, a .csv of paths and labels; hf:NAME or torchvision:NAME."
+        ),
+    ] = DEFAULT.data.name,
+    size: Size = BLANK.size,
+    test_share: TestShare = BLANK.test_share,
+    split_seed: SplitSeed = BLANK.split_seed,
+    image_column: ImageColumn = BLANK.image_column,
+    label_column: LabelColumn = BLANK.label_column,
+    anywhere: Anywhere = BLANK.anywhere,
+    root: Root = BLANK.root,
     noise: Annotated[
         float, typer.Option(help="Share of training labels to flip on purpose.")
     ] = DEFAULT.data.noise,
@@ -178,14 +210,17 @@ def build(
         q = strategies.usual_q(axes["forward_only"])
     if q_power is None:
         q_power = strategies.usual_power(estimator, axes["masks"], q)
+    how = ReadSpec(
+        size=size,
+        test_share=test_share,
+        split_seed=split_seed,
+        image_column=image_column,
+        label_column=label_column,
+        anywhere=anywhere,
+        root=root,
+    )
     spec = BuildSpec(
-        data=DataSpec(
-            name=data,
-            noise=noise,
-            noise_kind=noise_kind,
-            noise_seed=noise_seed,
-            revision=revision,
-        ),
+        data=DataSpec(noise=noise, noise_kind=noise_kind, noise_seed=noise_seed, revision=revision),
         model=model,
         width=width,
         epochs=epochs,
@@ -213,6 +248,8 @@ def build(
     )
     engine = open_engine(cache)
     with progress() as report, reported(cache, job, report) as (report, finish):
+        named = engine.read(data, how, report)
+        spec = replace(spec, data=replace(spec.data, name=named.name, pixels=named.pixels))
         already = engine.finished(spec)
         summary = engine.build(spec, report)
         finish(state="done", build=summary["build"])
@@ -233,6 +270,98 @@ def build(
     if summary["fallback"]:
         out.print(f"By the slower fallback: {', '.join(summary['fallback'])}.")
     return None
+
+
+@app.command(name="data")
+def describe(
+    source: Annotated[str, typer.Argument(help="What --data of `build` takes.")],
+    size: Size = BLANK.size,
+    test_share: TestShare = BLANK.test_share,
+    split_seed: SplitSeed = BLANK.split_seed,
+    image_column: ImageColumn = BLANK.image_column,
+    label_column: LabelColumn = BLANK.label_column,
+    anywhere: Anywhere = BLANK.anywhere,
+    root: Root = BLANK.root,
+    cache: Cache = CACHE,
+    as_json: AsJson = False,
+) -> None:
+    """Describe a data set of your own: classes, sizes, what cannot be read, images that leak."""
+    how = ReadSpec(
+        size=size,
+        test_share=test_share,
+        split_seed=split_seed,
+        image_column=image_column,
+        label_column=label_column,
+        anywhere=anywhere,
+        root=root,
+    )
+    with progress() as report:
+        found = open_engine(cache).described(source, how, report)
+    if as_json:
+        return show_json(found)
+    sides = found["sides"]
+    colour = "colour" if found["channels"] == 3 else "grey"
+    say(
+        f"{found['name']} ({found['kind']}, id {found['data']}): {found['train']:,} training and "
+        f"{found['test']:,} test images of {len(found['classes'])} classes. They are "
+        f"{' to '.join('{} x {}'.format(*sides[end]) for end in ('least', 'most'))} pixels, and "
+        f"become {found['size']} x {found['size']}, {colour}."
+    )
+    table = Table("class", "train", "test")
+    for name, count in list(found["classes"].items())[:SHOWN]:
+        table.add_row(escape(printable(name)), f"{count['train']:,}", f"{count['test']:,}")
+    out.print(table)
+    if len(found["classes"]) > SHOWN:
+        say(f"... and {len(found['classes']) - SHOWN} more classes.")
+    for note in found["notes"]:
+        say(note)
+    listed(
+        "{} images set aside, because they cannot be used",
+        [f"{one['path']}: {one['reason']}" for one in found["aside"]],
+    )
+    listed(
+        "{} test images are in the training half too: the accuracy will look better than it is",
+        [
+            f"{one['test']} = {one['train']}{'' if one['same_label'] else ', under another label'}"
+            for one in found["leaks"]
+        ],
+    )
+    listed(
+        "{} pairs of the same training image under two labels, one of which is wrong",
+        [
+            f"{one['first']} ({one['labels'][0]}) = {one['second']} ({one['labels'][1]})"
+            for one in found["clashes"]
+        ],
+    )
+    if found["repeats"]:
+        say(f"{found['repeats']:,} pairs of training images of one label are the same.")
+    if not found["near"]:
+        say("There are too many images to look for those that are only nearly the same.")
+    return None
+
+
+SHOWN = 20  # lines of a list; --json has them all
+
+
+def listed(title: str, lines: list[str]) -> None:
+    """A count and the first of what it counts; nothing for nothing."""
+    if not lines:
+        return
+    say(f"{title.format(f'{len(lines):,}')}:")
+    for line in lines[:SHOWN]:
+        say(f"  {line}")
+    if len(lines) > SHOWN:
+        say(f"  ... and {len(lines) - SHOWN:,} more; --json lists all.")
+
+
+def say(text: str) -> None:
+    """Print text that holds a stranger's names."""
+    out.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    """Without what would steer a terminal."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 @app.command(name="list")

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
-from . import groups, jobs, signals, strategies, tuning, whatif
+from . import groups, jobs, reading, signals, strategies, tuning, whatif
 from . import index as indexes
 from .adapters import checked, fitted, loaded, saved
 from .brittleness import BrittlenessSpec, flips
@@ -49,10 +49,12 @@ from .records import (
     Answer,
     BuildSpec,
     Checkpoint,
+    DataSpec,
     EstimatorSpec,
     FeatureSpec,
     Hit,
     Member,
+    ReadSpec,
     Report,
     RunSpec,
     TruthSpec,
@@ -127,6 +129,20 @@ class Engine:
                 while len(self._opened) > OPEN:
                     self._opened.popitem(last=False)
             return self._opened[build_id]
+
+    def read(self, text: str, spec: ReadSpec | None = None, report: Report = silent) -> DataSpec:
+        """The data set that `text` names, for a `BuildSpec`: by name, or a person's own files.
+
+        These are read into the cache unless they are there. Raises `UserError` for what holds no
+        data set.
+        """
+        return reading.read(self.store, text, spec, report)
+
+    def described(
+        self, text: str, spec: ReadSpec | None = None, report: Report = silent
+    ) -> dict[str, Any]:
+        """What a person should know of their own files before building on them."""
+        return reading.described(self.store, text, spec, report)
 
     def build(self, spec: BuildSpec, report: Report = silent, beside: str = "") -> dict[str, Any]:
         """Make everything `spec` asks for that is not there yet, and the build's summary.

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -87,6 +87,12 @@ class Draft:
         buffer = BytesIO()  # np.save on a file hides why a write failed
         np.save(buffer, values, allow_pickle=False)
         self.bytes_of(f"{name}.npy", buffer.getvalue())
+
+    def empty(self, name: str, shape: tuple[int, ...], kind: type) -> np.ndarray:
+        """An array that lies on the disk and not in memory, to be filled."""
+        return np.lib.format.open_memmap(
+            self.place / f"{name}.npy", mode="w+", dtype=kind, shape=shape
+        )
 
     def weights(self, values: Mapping[str, torch.Tensor], name: str = "weights") -> None:
         whole = {k: v.detach().cpu().contiguous() for k, v in values.items()}
@@ -209,6 +215,15 @@ class Store:
         found = self.find(kind, name)
         assert found is not None
         return found
+
+    @contextmanager
+    def scratch(self) -> Iterator[BinaryIO]:
+        """A file without a name for what is too large for memory; gone at the end."""
+        with writable(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+            file = tempfile.TemporaryFile(dir=self.root)
+        with file:
+            yield file
 
 
 @contextmanager
