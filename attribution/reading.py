@@ -96,7 +96,7 @@ def looked_at(
         pixels_id, aside = made(store, source, spec, report)
 
         def fill(draft: Draft) -> None:
-            draft.note(pixels=pixels_id, notes=source.notes)
+            draft.note(pixels=pixels_id, kind=source.kind, notes=source.notes)
             draft.bytes_of("aside.json", json.dumps([asdict(a) for a in aside]).encode())
 
         if not source.stamp:
@@ -139,8 +139,8 @@ def made(store: Store, source: Source, spec: ReadSpec, report: Report) -> tuple[
             for half, some in (("train", train), ("test", test))
         }
         pixels_id = content_id("pixels", RULES, size, classes, listed)
-        fill = partial(filled, train, test, aside, classes, size, scratch, report)
-        made_by = {"name": source.name, "kind": source.kind, "rules": RULES, "size": size}
+        fill = partial(filled, train, test, aside, classes, size, source.kind, scratch, report)
+        made_by = {"name": source.name, "rules": RULES, "size": size}
         store.make("pixels", pixels_id, fill, made_by)
     return pixels_id, aside
 
@@ -280,6 +280,7 @@ def filled(
     aside: list[Left],
     classes: tuple[str, ...],
     size: int,
+    kind: str,
     scratch: BinaryIO,
     report: Report,
     draft: Draft,
@@ -323,6 +324,7 @@ def filled(
     widths, heights = zip(*(s.was for s in (*train, *test)), strict=True)
     middle = [int(np.median(widths)), int(np.median(heights))]
     draft.note(
+        kind=kind,
         sides={"least": [min(widths), min(heights)], "median": middle,
                "most": [max(widths), max(heights)]},
         near=max(len(train), len(test)) <= twins.MOST,
@@ -361,11 +363,11 @@ def described(
     paths = {half: names["paths"] for half, names in names_of(found).items()}
     aside = json.loads((reading or found).bytes_of("aside.json"))
     shape = found.array("train_images", memory_map=True).shape
-    repeats, clashing = found.array("repeats"), clashes(found)
+    repeats = found.array("repeats")
     return {
         "data": data.pixels,
         "name": data.name,
-        "kind": found.manifest["made_by"]["kind"],
+        "kind": (reading or found).manifest["kind"],
         "classes": {
             name: {"train": counts["train"][c], "test": counts["test"][c]}
             for c, name in enumerate(classes)
@@ -394,9 +396,9 @@ def described(
                 "labels": [classes[labels["train"][i]], classes[labels["train"][j]]],
                 "alike": round(alike, 3),
             }
-            for i, j, alike in clashing
+            for i, j, alike in clashes(found)
         ],
-        "repeats": len(repeats) - len(clashing),
+        "repeats": int((labels["train"][repeats[:, 0]] == labels["train"][repeats[:, 1]]).sum()),
     }
 
 
@@ -409,4 +411,8 @@ def clashes(pixels: Artifact) -> list[tuple[int, int, float]]:
     """Pairs of training images that are the same under two labels: one of the labels is wrong."""
     labels_N = pixels.array("train_labels")
     pairs = zip(pixels.array("repeats").tolist(), pixels.array("repeats_alike"), strict=True)
-    return [(i, j, float(alike)) for (i, j), alike in pairs if labels_N[i] != labels_N[j]]
+    return [
+        (i, j, float(alike))
+        for (i, j), alike in pairs
+        if labels_N[i] != labels_N[j] and alike >= twins.SURE
+    ]

@@ -2,7 +2,8 @@
 
 Candidates are the nearest of each image by its grey values on 8 x 8 squares. Twins among them are
 those whose differences between neighbouring pixels correlate far more than is usual in this data:
-digits on black resemble each other more than photographs do, so no one threshold fits both.
+digits on black resemble each other more than photographs do, so no one threshold fits both. They
+have to correlate in the inner half too, or a frame would make twins of what it frames.
 
 Axes: N, T images, K candidates of each, P pairs.
 """
@@ -19,6 +20,7 @@ SQUARES = 8
 CANDIDATES = 3
 MOST = 60_000  # images among which near ones are looked for; it takes their square
 LEAST, ENOUGH = 0.6, 0.95  # below which nothing is a twin, above which everything is
+SURE = 0.7  # where two labels say otherwise
 BEYOND = 1.4  # times the distance from the median nearest to the ninth decile, beyond that
 PART = 256
 
@@ -86,13 +88,8 @@ def near(asked: np.ndarray, among: np.ndarray) -> Iterator[tuple[int, int, float
             rows = torch.arange(len(some))
             alike_BN[rows, at * PART + rows] = -2
         nearest_BK = alike_BN.topk(wanted, 1).indices
-        edges_Bp = edges(some)
-        best_TK.append(
-            torch.stack(
-                [(edges_Bp * edges(among[nearest_BK[:, k].numpy()])).sum(1) for k in range(wanted)],
-                1,
-            )
-        )
+        found_KB = [alike(some, among[nearest_BK[:, k].numpy()]) for k in range(wanted)]
+        best_TK.append(torch.stack(found_KB, 1))
         nearest_TK.append(nearest_BK)
     found_TK, places_TK = torch.cat(best_TK).numpy(), torch.cat(nearest_TK).numpy()
     least = threshold(found_TK.max(1))
@@ -122,6 +119,15 @@ def squares(images: np.ndarray) -> Tensor:
     coarse = interpolate(colours(images).mean(1, keepdim=True), (SQUARES, SQUARES), mode="area")
     coarse = coarse.flatten(1)
     return normalize(coarse - coarse.mean(1, keepdim=True))
+
+
+def alike(some: np.ndarray, others: np.ndarray) -> Tensor:
+    """How well the edges of each image correlate with its other's, (B,)."""
+    side = some.shape[1]
+    inner = slice(side // 4, side - side // 4)
+    whole_B = (edges(some) * edges(others)).sum(1)
+    inner_B = (edges(some[:, inner, inner]) * edges(others[:, inner, inner])).sum(1)
+    return torch.minimum(whole_B, inner_B)
 
 
 def edges(images: np.ndarray) -> Tensor:
