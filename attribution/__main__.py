@@ -316,25 +316,26 @@ def describe(
     for note in found["notes"]:
         say(note)
     listed(
-        "{} images set aside, because they cannot be used",
+        "Set aside, because they cannot be used: {}",
         [f"{one['path']}: {one['reason']}" for one in found["aside"]],
     )
     listed(
-        "{} test images are in the training half too: the accuracy will look better than it is",
+        "Test images that are in the training half too, so the accuracy will look better than it "
+        "is: {}",
         [
             f"{one['test']} = {one['train']}{'' if one['same_label'] else ', under another label'}"
             for one in found["leaks"]
         ],
     )
     listed(
-        "{} pairs of the same training image under two labels, one of which is wrong",
+        "The same training image under two labels, one of which is wrong: {}",
         [
             f"{one['first']} ({one['labels'][0]}) = {one['second']} ({one['labels'][1]})"
             for one in found["clashes"]
         ],
     )
     if found["repeats"]:
-        say(f"{found['repeats']:,} pairs of training images of one label are the same.")
+        say(f"The same training image again, under the same label: {found['repeats']:,}.")
     if not found["near"]:
         say("There are too many images to look for those that are only nearly the same.")
     return None
@@ -347,7 +348,7 @@ def listed(title: str, lines: list[str]) -> None:
     """A count and the first of what it counts; nothing for nothing."""
     if not lines:
         return
-    say(f"{title.format(f'{len(lines):,}')}:")
+    say(f"{title.format(f'{len(lines):,}')}.")
     for line in lines[:SHOWN]:
         say(f"  {line}")
     if len(lines) > SHOWN:

@@ -1028,6 +1028,11 @@ class Build:
         self._fresh: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
         self._steady: OrderedDict[str, np.ndarray] = OrderedDict()
 
+    @cached_property
+    def findings(self) -> reading.Findings | None:
+        """What reading a person's own files had to say; None for other data."""
+        return reading.findings(self.store, self.data)
+
     def _part(self, kind: str, name: str) -> Artifact:
         return found(self.store, kind, name)
 

@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from . import twins
-from .data import DATASETS
+from .data import DATASETS, Dataset, was_read
 from .pictures import Aside, grey, squared, taken
 from .records import DataSpec, ReadSpec, Report, UserError, content_id, silent, within
 from .sources import Entry, Source, opened
@@ -355,8 +355,7 @@ def described(
             wanted="files of your own to describe",
             next_step="give the path of a folder, .parquet or .csv",
         )
-    found = store.find("pixels", data.pixels)
-    assert found is not None
+    found = was_read(store, data)
     classes = [str(c) for c in found.array("classes")]
     labels = {half: found.array(f"{half}_labels") for half in ("train", "test")}
     counts = {h: np.bincount(y, minlength=len(classes)).tolist() for h, y in labels.items()}
@@ -400,6 +399,36 @@ def described(
         ],
         "repeats": int((labels["train"][repeats[:, 0]] == labels["train"][repeats[:, 1]]).sum()),
     }
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What reading a person's own files had to say, by positions in a data set."""
+
+    aside: tuple[Left, ...]
+    leaks: tuple[tuple[int, int, float], ...]  # test, train, how alike (1: the same file)
+    clashes: tuple[tuple[int, int, float], ...]  # train, train
+
+
+def findings(store: Store, data: Dataset) -> Findings | None:
+    """`Findings` on a data set, less what a revision has dropped or mended; None for others."""
+    if not data.spec.pixels:
+        return None
+    pixels = was_read(store, data.spec)
+    at = {name: i for i, name in enumerate(data.train.ids)}
+    now = [at.get(name) for name in names_of(pixels)["train"]["ids"]]
+    leaks = zip(pixels.array("leaks").tolist(), pixels.array("leaks_alike"), strict=True)
+    pairs = ((now[i], now[j], alike) for i, j, alike in clashes(pixels))
+    labels_N = data.train.labels_N
+    return Findings(
+        tuple(Left(**one) for one in json.loads(pixels.bytes_of("aside.json"))),
+        tuple((t, n, float(a)) for (t, i), a in leaks if (n := now[i]) is not None),
+        tuple(
+            (i, j, a)
+            for i, j, a in pairs
+            if i is not None and j is not None and labels_N[i] != labels_N[j]
+        ),
+    )
 
 
 def names_of(pixels: Artifact) -> dict[str, dict[str, list[str]]]:

@@ -227,7 +227,7 @@ def folder(root: Path, found: list[Found], passed: int) -> Source:
         found = [f for f in found if f.parts[0] in chosen]
     depth = 2 if chosen else 1
     if passed:
-        notes += (f"{passed:,} other files are not pictures by their names.",)
+        notes += (f"Files passed over that are no pictures by their names: {passed:,}.",)
 
     def entries() -> Iterator[Entry]:
         for one in found:

@@ -1,5 +1,7 @@
 """Start a build and watch it; it goes on when the tab is closed."""
 
+from pathlib import Path
+
 import streamlit as st
 
 from pages.parts.builds_table import builds_table
@@ -53,7 +55,9 @@ def form() -> None:
             ["mnist5k"],
             key="data",
             accept_new_options=True,
-            help="A data set by name. mnist5k: 4,500 training and 500 test images of digits.",
+            help="mnist5k: 4,500 training and 500 test images of digits. Or your own: the path of "
+            "a folder with a folder of images for each class (in train and test, or split for "
+            "you), of Parquet files, or of a .csv with columns path and label.",
         )
         noise = st.slider(
             "Wrong labels put in on purpose, %",
@@ -102,7 +106,7 @@ def form() -> None:
             width = st.number_input("Width of resnet9", 0.125, 2.0, 1.0, 0.125, key="width")
             seed = st.number_input("Seed", 0, 10**9, 0, key="seed")
         if st.form_submit_button("Start build", type="primary", width="stretch"):
-            options = ["--data", data, "--noise", f"{noise / 100:g}", "--noise-kind", kind]
+            options = ["--data", whole(data), "--noise", f"{noise / 100:g}", "--noise-kind", kind]
             options += ["--model", model, "--models", str(networks), "--epochs", str(epochs)]
             options += ["--seed", str(seed)]
             if strategy not in MASKED:
@@ -116,6 +120,15 @@ def form() -> None:
                 options += ["--width", f"{width:g}"]
             engine().start(options)
             st.rerun()
+
+
+def whole(data: str) -> str:
+    """A path from the root on, because the build starts in another folder; a name as it is."""
+    try:
+        path = Path(data).expanduser()
+        return str(path.absolute()) if path.exists() else data
+    except (OSError, RuntimeError, ValueError):
+        return data
 
 
 def jobs(was_busy: bool) -> None:
