@@ -161,7 +161,7 @@ def stamps(paths: Iterable[Path]) -> list[tuple[str, int, int]]:
     for path in paths:
         try:
             facts = path.stat()
-        except OSError:
+        except (OSError, ValueError):
             found.append((str(path), -1, -1))
         else:
             found.append((str(path), facts.st_size, facts.st_mtime_ns))
@@ -652,9 +652,10 @@ def hub(name: str, spec: ReadSpec) -> Source:
             for row, one in enumerate(part):
                 where = f"{s}:{row}"
                 cell = one[image.name]
+                path = stored_path(cell)  # from the root on where `datasets` read a folder
                 yield Entry(
                     chosen[s],
-                    f"{s}/{Path(stored_path(cell)).name}" if stored_path(cell) else where,
+                    (Path(path).name if Path(path).is_absolute() else path) or where,
                     label_of(one[label.name], label.names, where),
                     partial(read, cell),
                 )
