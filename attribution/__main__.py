@@ -248,6 +248,7 @@ def build(
     )
     engine = open_engine(cache)
     with progress() as report, reported(cache, job, report) as (report, finish):
+        engine.check(spec)  # before a large folder is read
         named = engine.read(data, how, report)
         spec = replace(spec, data=replace(spec.data, name=named.name, pixels=named.pixels))
         already = engine.finished(spec)

@@ -138,6 +138,10 @@ class Engine:
         """
         return reading.read(self.store, text, spec, report)
 
+    def check(self, spec: BuildSpec) -> None:
+        """Raise `UserError` for a spec that makes no sense, whatever its data are."""
+        check(spec)
+
     def described(
         self, text: str, spec: ReadSpec | None = None, report: Report = silent
     ) -> dict[str, Any]:
@@ -1003,6 +1007,7 @@ class Build:
         self.classes = self.data.classes
         self.train_labels_N = self.data.train.labels_N
         self.train_ids = self.data.train.ids
+        self.train_paths = self.data.train.paths  # none for data that came with the program
         self.test_labels_T = self.data.test.labels_N
         self.probs_TC = artifact.array("test_probs")
         self.predicted_T = self.probs_TC.argmax(1)

@@ -685,7 +685,6 @@ def torchvision_set(name: str, root: Path) -> Source:
         )
     download = {"download": True} if "download" in takes else {}
     try:
-        root.mkdir(parents=True, exist_ok=True)
         halves_of = {s: make(root=str(root), **how, **download) for s, how in halving.items()}
     except Exception as error:  # of the network, of the files, of its arguments
         raise UserError(

@@ -1,13 +1,11 @@
 """Start a build and watch it; it goes on when the tab is closed."""
 
-from pathlib import Path
-
 import streamlit as st
 
 from pages.parts.builds_table import builds_table
 from pages.parts.grid import notice
 from pages.parts.jobs import RUNNING, bar
-from pages.parts.opened import engine, head
+from pages.parts.opened import engine, head, whole
 from pages.parts.trouble import guarded
 from pages.parts.words import span
 
@@ -120,15 +118,6 @@ def form() -> None:
                 options += ["--width", f"{width:g}"]
             engine().start(options)
             st.rerun()
-
-
-def whole(data: str) -> str:
-    """A path from the root on, because the build starts in another folder; a name as it is."""
-    try:
-        path = Path(data).expanduser()
-        return str(path.absolute()) if path.exists() else data
-    except (OSError, RuntimeError, ValueError):
-        return data
 
 
 def jobs(was_busy: bool) -> None:

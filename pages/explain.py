@@ -126,12 +126,13 @@ def by_hand() -> None:
 def explain(build: Build, test_id: int, on_hit) -> None:
     """The chosen prediction and the hits of the class that the question is about."""
     target = st.session_state.get("target", "predicted")
-    answer = build.query(test_id, HITS, target)
+    shown = min(HITS, len(build.train_labels_N))
+    answer = build.query(test_id, shown, target)
     card(build, answer)
     asked = question(build, answer)
     if asked != target:
         st.session_state["target"] = target = asked
-        answer = build.query(test_id, HITS, target)
+        answer = build.query(test_id, shown, target)
     st.query_params.update({"test": str(test_id), "target": target})
 
     name = build.classes[answer.target]

@@ -9,6 +9,8 @@ from collections import Counter
 from io import StringIO
 from pathlib import Path
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # read by datasets when it is imported
+
 import datasets
 import numpy as np
 import pyarrow as pa

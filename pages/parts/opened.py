@@ -117,6 +117,15 @@ def command_line(words: list[str]) -> str:
     return shlex.join(["python", "-m", "attribution", *words, *where])
 
 
+def whole(data: str) -> str:
+    """A path from the root on, because the build starts in another folder; a name as it is."""
+    try:
+        path = Path(data).expanduser()
+        return str(path.absolute()) if path.exists() else data
+    except (OSError, RuntimeError, ValueError):
+        return data
+
+
 def thumb(build: Build, split: str, position: int) -> str:
     """The address of an image, as `app.py` serves it."""
     return f"/thumb/{build.id}/{split}/{position}.png"

@@ -91,12 +91,13 @@ def chosen(build: Build, answer: Answer) -> list[int]:
     picked = st.session_state["picked"]
     if side != OWN:
         st.query_params.pop("picked", None)
-        limit = len(build.train_labels_N) // 4
+        limit = max(len(build.train_labels_N) // 4, COUNTS[1])
+        counts = [k for k in COUNTS if k <= limit]
         count = right.select_slider(
             "How many",
-            [k for k in COUNTS if k <= limit],
+            counts,
             key="count",
-            value=20,
+            value=min(20, counts[-1]),
             bind="query-params",
             persist_state="session",
         )
