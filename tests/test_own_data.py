@@ -15,6 +15,7 @@ from apptest import act, at_place, fine, items, page
 from conftest import Tiny
 from pictures import CLASSES, encoded, half, noise, photos, table, written
 
+import attribution
 from attribution.__main__ import main
 from attribution.data import dataset
 from attribution.engine import Engine
@@ -34,7 +35,7 @@ STRANGE = "<img src=x onerror=alert(1)>"
 
 
 @pytest.fixture
-def attribution(monkeypatch, capsys):
+def run(monkeypatch, capsys):
     """The command line; gives what it prints."""
 
     def command(*words: object, code: int = 0) -> str:
@@ -74,27 +75,27 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Own:
     return Own(folder, Tiny(root / "cache", root, made["build"]))
 
 
-def test_a_folder_builds_and_is_the_same_build_wherever_it_lies(own, tmp_path, attribution):
+def test_a_folder_builds_and_is_the_same_build_wherever_it_lies(own, tmp_path, run):
     moved = shutil.copytree(own.folder, tmp_path / "moved")
     for source in (own.folder, moved):
         words = ("build", "--data", source, *SMALL, "--cache", own.place.cache, "--json")
-        found = json.loads(attribution(*words))
+        found = json.loads(run(*words))
         assert found["already_done"] and found["build"] == own.place.build
 
 
-def test_a_build_opens_and_is_built_on_when_its_folder_is_gone(own, tmp_path, attribution):
+def test_a_build_opens_and_is_built_on_when_its_folder_is_gone(own, tmp_path, run):
     cache = shutil.copytree(own.place.cache, tmp_path / "cache")
     engine = Engine(cache)
     build = engine.open(own.place.build)
     assert build.image("train", 0).shape == (12, 12, 3)
     words = options(build.spec)
     assert words[words.index("--data") + 1] == build.spec.data.pixels
-    found = json.loads(attribution("build", *words, "--cache", cache, "--json"))
+    found = json.loads(run("build", *words, "--cache", cache, "--json"))
     assert found["already_done"] and found["build"] == build.id
     assert build.summary["data"] == "my photos"
 
 
-def test_parquet_of_the_same_pictures_gives_the_same_predictions(own, tmp_path, attribution):
+def test_parquet_of_the_same_pictures_gives_the_same_predictions(own, tmp_path, run):
     files = {
         path.relative_to(own.folder).as_posix(): path.read_bytes()
         for path in sorted(own.folder.rglob("*"))
@@ -104,7 +105,7 @@ def test_parquet_of_the_same_pictures_gives_the_same_predictions(own, tmp_path, 
         table(tmp_path / "hub" / f"{name}.parquet", half(files, name))
     cache = tmp_path / "cache"
     words = ("build", "--data", tmp_path / "hub", *SMALL, "--cache", cache, "--json")
-    found = json.loads(attribution(*words))
+    found = json.loads(run(*words))
     assert found["build"] == own.place.build
     other = Engine(cache).open(found["build"])
     mine = Engine(own.place.cache).open(own.place.build)
@@ -112,9 +113,9 @@ def test_parquet_of_the_same_pictures_gives_the_same_predictions(own, tmp_path, 
     np.testing.assert_allclose(other.probs_TC, mine.probs_TC, atol=1e-6)
 
 
-def test_data_describes_a_folder_before_a_build(own, tmp_path, attribution):
+def test_data_describes_a_folder_before_a_build(own, tmp_path, run):
     cache = tmp_path / "cache"
-    found = json.loads(attribution("data", own.folder, "--cache", cache, "--json"))
+    found = json.loads(run("data", own.folder, "--cache", cache, "--json"))
     assert found["classes"]["cat"] == {"train": 20, "test": 5}
     assert [one["path"] for one in found["aside"]] == ["train/emu/broken.jpg"]
     assert found["leaks"] == [
@@ -122,7 +123,7 @@ def test_data_describes_a_folder_before_a_build(own, tmp_path, attribution):
          "same_label": True}
     ]  # fmt: skip
     assert len(found["clashes"]) == 1 and STRANGE in json.dumps(found["clashes"])
-    told = attribution("data", own.folder, "--cache", cache)
+    told = run("data", own.folder, "--cache", cache)
     for words in ("61 training and 13 test images of 3 classes", "12 x 12", "broken.jpg: a zip",
                   "test/cat/leak.png = train/cat/003.png", STRANGE):  # fmt: skip
         assert words in told
@@ -138,9 +139,9 @@ def test_data_describes_a_folder_before_a_build(own, tmp_path, attribution):
         (("build", "--data", "{folder}", "--test-share", "1"), "--test-share 1"),
     ],
 )
-def test_a_mistake_is_one_sentence(own, tmp_path, attribution, words, said):
+def test_a_mistake_is_one_sentence(own, tmp_path, run, words, said):
     asked = [word.format(folder=own.folder) for word in words]
-    told = attribution(*asked, "--cache", tmp_path / "cache", code=2)
+    told = run(*asked, "--cache", tmp_path / "cache", code=2)
     assert said in told and "Traceback" not in told
     assert told.splitlines()[-1].startswith("error: ")
     assert not (tmp_path / "cache").exists()
@@ -186,10 +187,10 @@ def test_decisions_outlive_a_move_and_mend_what_was_found(own, tmp_path):
     assert left.leaks == () == left.clashes and left.aside
 
 
-def test_an_export_says_which_file_each_row_is(own, tmp_path, attribution):
+def test_an_export_says_which_file_each_row_is(own, tmp_path, run):
     out = tmp_path / "labels.csv"
     words = ("export", own.place.build, "-o", out, "--cache", own.place.cache)
-    attribution(*words, "--workspace", tmp_path)
+    run(*words, "--workspace", tmp_path)
     frame = pd.read_csv(out)
     build = Engine(own.place.cache).open(own.place.build)
     assert tuple(frame.sort_values("train_id")["path"]) == build.train_paths
@@ -223,3 +224,18 @@ def test_the_form_gives_a_build_the_whole_path(own, monkeypatch):
     assert whole("my photos") == str(own.folder)
     assert whole("mnist5k") == "mnist5k" and whole("hf:a/b") == "hf:a/b"
     assert whole("a\0b") == "a\0b"
+
+
+def test_a_notebook_reads_the_same_data(own, tmp_path):
+    found = attribution.read_data(own.folder, cache=own.place.cache)
+    build = Engine(own.place.cache).open(own.place.build)
+    assert found.classes == build.classes and found.paths == build.train_paths
+    x_N, y_N = found.train.tensors
+    np.testing.assert_array_equal(y_N, build.train_labels_N)
+    wanted = (build.data.train.images / 255 - build.data.mean) / build.data.std
+    np.testing.assert_allclose(x_N.permute(0, 2, 3, 1), wanted, atol=1e-5)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 12 * 12, 3))
+    index = attribution.build_index(attribution.naive_ensemble([net]), found.train)
+    assert index.scores(found.test).shape == (13, 61)
+    digits = attribution.read_data("mnist5k", cache=own.place.cache)
+    assert len(digits.train) == 4500 and digits.paths == ()
