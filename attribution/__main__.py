@@ -443,6 +443,7 @@ def mislabels(
     opened = open_engine(cache).open(build_id)
     opened.check_k(k)
     frame = opened.mislabels(by).head(k)
+    paths = opened.train_paths  # none for data that came with the program
     if as_json:
         rows = []
         for train_id, row in frame.iterrows():
@@ -450,6 +451,7 @@ def mislabels(
             rows.append(
                 {
                     "train_id": int(train_id),
+                    **({"path": paths[train_id]} if paths else {}),
                     "given_label": int(row["given_label"]),
                     "suggested_label": int(row["suggested_label"]),
                     "score": float(row["score"]),
@@ -461,12 +463,14 @@ def mislabels(
         truth = opened.known(by)
         return show_json(found | ({"known": truth} if truth else {}))
     table = Table("train_id", "given", "suggested", *([by] if by else []), "score", "kind", "why")
+    if paths:
+        table.add_column("file")
     for train_id, row in frame.iterrows():
         alone = [f"{row[f'signal_{by}']:.3f}"] if by else []
         table.add_row(
             str(train_id), opened.classes[row["given_label"]],
             opened.classes[row["suggested_label"]], *alone, f"{row['score']:.3f}", row["kind"],
-            row["why"],
+            row["why"], *([escape(printable(paths[train_id]))] if paths else []),
         )  # fmt: skip
     out.print(table)
     return None

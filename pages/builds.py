@@ -133,7 +133,8 @@ def jobs(was_busy: bool) -> None:
             words, action = st.columns([5, 2], vertical_alignment="center")
             words.markdown(f"{MARKS[job.state]} {span(job.seconds)}")
             command = [] if job.command == "build" else [job.command]
-            words.caption(f"`{' '.join([*command, *job.options]) or 'default settings'}`")
+            said = " ".join([*command, *job.options]).replace("`", "'")
+            words.caption(f"`{said or 'default settings'}`")
             if job.state == RUNNING:
                 if action.button("Cancel", key=f"cancel_{job.id}", width="stretch"):
                     engine().cancel(job.id)

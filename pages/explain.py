@@ -18,7 +18,7 @@ from pages.parts.hits import hit_item, hits_grid
 from pages.parts.opened import build_or_stop
 from pages.parts.trouble import guarded
 from pages.parts.whatif import leave, what_if
-from pages.parts.words import readable
+from pages.parts.words import literal, readable
 
 HITS = 12  # of each kind
 ANY = "any"
@@ -137,7 +137,7 @@ def explain(build: Build, test_id: int, on_hit) -> None:
 
     name = build.classes[answer.target]
     st.markdown(
-        f"**Proponents** made the networks surer that this is **{name}**; "
+        f"**Proponents** made the networks surer that this is **{literal(name)}**; "
         f"**opponents** made them less sure."
     )
     hits = (*answer.proponents, *answer.opponents)

@@ -9,7 +9,7 @@ from pages.parts.asked import PAGE, test_item
 from pages.parts.grid import consume, decide, grid, notice, undo
 from pages.parts.hits import hit_item, hits_grid
 from pages.parts.opened import DOUBT, build_or_stop, go, thumb
-from pages.parts.words import readable
+from pages.parts.words import literal, readable
 
 HITS = 18
 NEAR = 10  # strongest proponents by which hubs are counted
@@ -72,7 +72,8 @@ def confusion(build: Build) -> None:
         name = names[predicted]
         whom = "the test image" if len(some) == 1 else f"the {len(some)} test images"
         st.markdown(
-            f"What pushed {whom} labelled **{names[label]}** towards or away from **{name}**."
+            f"What pushed {whom} labelled **{literal(names[label])}** towards or away from "
+            f"**{literal(name)}**."
         )
         shown(build, answer.proponents, answer.opponents, name, len(some))
         st.caption(

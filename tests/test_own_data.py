@@ -1,6 +1,7 @@
 """A person's own pictures from the command line to the pages: one small folder with faults."""
 
 import json
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -25,6 +26,7 @@ from attribution.records import BuildSpec, FeatureSpec, ReadSpec
 from attribution.store import Store
 from attribution.strategies import options
 from pages.parts.opened import whole
+from pages.parts.words import literal
 
 SMALL = "--model cnn --width .2 --models 1 --masks 2 --epochs 2 --dims 4x2 --index-dims 8".split()
 SPEC = BuildSpec(
@@ -239,3 +241,19 @@ def test_a_notebook_reads_the_same_data(own, tmp_path):
     assert index.scores(found.test).shape == (13, 61)
     digits = attribution.read_data("mnist5k", cache=own.place.cache)
     assert len(digits.train) == 4500 and digits.paths == ()
+
+
+def test_suspects_are_told_by_their_files(own, run):
+    words = ("mislabels", own.place.build, "-k", 5, "--cache", own.place.cache)
+    build = Engine(own.place.cache).open(own.place.build)
+    rows = json.loads(run(*words, "--json"))["examples"]
+    assert [row["path"] for row in rows] == [build.train_paths[row["train_id"]] for row in rows]
+    told = run(*words)
+    assert all(row["path"].split("/")[-1][:3] in told for row in rows)
+
+
+def test_a_name_is_no_markdown():
+    name = "![x](y) <b> :red[z] `a` *b* $c$ http://d.e 1. #f"
+    told = literal(name)
+    assert re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", told) == name
+    assert not re.search(r"(?<!\\)[!-/:-@\[\]-`{-~]", told)

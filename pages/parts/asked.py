@@ -9,6 +9,7 @@ from attribution.records import Answer, UserError
 from .grid import Action, grid, subject
 from .opened import thumb
 from .thumbs import inline
+from .words import literal
 
 PAGE = 120  # test thumbnails at a time
 
@@ -98,13 +99,14 @@ def card(build: Build, answer: Answer) -> None:
     top = [int(c) for c in (-probs_C).argsort()[:5]]
     if answer.label not in top:
         top[-1] = answer.label
+    paths = build.data.test.paths  # none for data that came with the program
     right = answer.label == answer.predicted
     tone = {answer.label: "label", answer.predicted: "label" if right else "predicted"}
     subject(
         "subject",
         src=inline(build, "test", answer.test_id),
         alt=f"Test image {answer.test_id}",
-        title=f"Test image {answer.test_id}",
+        title=" · ".join([f"Test image {answer.test_id}", *paths[answer.test_id :][:1]]),
         facts=[
             (f"Predicted {build.classes[answer.predicted]}", "right" if right else "wrong"),
             (f"Labelled {build.classes[answer.label]}", "right" if right else ""),
@@ -126,14 +128,15 @@ def question(build: Build, answer: Answer) -> str:
     first = list(dict.fromkeys([answer.predicted, answer.label]))
     options = first + [c for c in range(len(build.classes)) if c not in first]
 
+    control = st.pills if len(options) <= 12 else st.selectbox
+
     def words(c: int) -> str:
-        name = build.classes[c]
+        name = build.classes[c] if control is st.selectbox else literal(build.classes[c])
         if c == answer.predicted:
             return f"Why {name}?"
         return f"Why not {name}, its label?" if c == answer.label else name
 
     key = f"question_{build.id}_{answer.test_id}"
-    control = st.pills if len(options) <= 12 else st.selectbox
     default = (
         {"default": answer.target}
         if control is st.pills

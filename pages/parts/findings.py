@@ -69,7 +69,7 @@ def item(build: Build, split: str, position: int, alike: float) -> dict:
         "src": thumb(build, split, position),
         "alt": f"{split} image {position}, {half.paths[position]}",
         "caption": build.classes[half.labels_N[position]],
-        "note": "same file" if alike >= SAME else "alike",
+        "note": "same" if alike >= SAME else "alike",
         "correct": True,
     }
 

@@ -11,6 +11,8 @@ from streamlit.delta_generator import DeltaGenerator
 
 from attribution.engine import Build, Engine
 
+from .words import literal
+
 DOUBT = 0.5  # a label that is wrong with a higher probability is called suspicious
 CACHE, WORKSPACE = "PROBABLE_CAUSE_CACHE", "PROBABLE_CAUSE_WORKSPACE"
 
@@ -52,7 +54,7 @@ def build_or_stop(title: str, about: str) -> Build:
             )
         build = engine().open(wanted)
     else:
-        choice.caption(names[wanted], text_alignment="right")
+        choice.caption(literal(names[wanted]), text_alignment="right")
     if st.query_params.get("build") != build.id:
         st.query_params["build"] = build.id
     st.session_state["build"] = build.id

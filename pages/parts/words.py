@@ -1,6 +1,9 @@
-"""Numbers as people read them."""
+"""Numbers as people read them, and names as they are."""
 
 import math
+import re
+
+MARKS = re.compile(r"([!-/:-@\[-`{-~])")  # ASCII punctuation, all that Markdown has
 
 
 def span(seconds: float | None) -> str:
@@ -46,3 +49,8 @@ def size(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"
+
+
+def literal(name: str) -> str:
+    """A name from a person's files, for a text that is read as Markdown."""
+    return MARKS.sub(r"\\\1", " ".join(name.split()))
