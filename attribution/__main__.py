@@ -18,7 +18,6 @@ from typing import Annotated, Any, cast
 import numpy as np
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -44,7 +43,7 @@ app = typer.Typer(
 # typer keeps the base of its usage errors to itself.
 USAGE = cast(type[typer.BadParameter], typer.BadParameter.__base__)
 errors = Console(stderr=True)
-out = Console()
+out = Console(markup=False)  # a class may be called [b]
 
 Cache = Annotated[Path, typer.Option("--cache", help="Folder of computed artifacts.")]
 AsJson = Annotated[
@@ -310,7 +309,7 @@ def describe(
     )
     table = Table("class", "train", "test")
     for name, count in list(found["classes"].items())[:SHOWN]:
-        table.add_row(escape(printable(name)), f"{count['train']:,}", f"{count['test']:,}")
+        table.add_row(printable(name), f"{count['train']:,}", f"{count['test']:,}")
     out.print(table)
     if len(found["classes"]) > SHOWN:
         say(f"... and {len(found['classes']) - SHOWN} more classes.")
@@ -358,7 +357,7 @@ def listed(title: str, lines: list[str]) -> None:
 
 def say(text: str) -> None:
     """Print text that holds a stranger's names."""
-    out.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+    out.print(printable(text), highlight=False, soft_wrap=True)
 
 
 def printable(text: str) -> str:
@@ -470,7 +469,7 @@ def mislabels(
         table.add_row(
             str(train_id), opened.classes[row["given_label"]],
             opened.classes[row["suggested_label"]], *alone, f"{row['score']:.3f}", row["kind"],
-            row["why"], *([escape(printable(paths[train_id]))] if paths else []),
+            row["why"], *([printable(paths[train_id])] if paths else []),
         )  # fmt: skip
     out.print(table)
     return None

@@ -17,7 +17,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from io import BytesIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -236,7 +236,7 @@ def folder(root: Path, found: list[Found], passed: int) -> Source:
             yield Entry(chosen.get(one.parts[0], ""), "/".join(one.parts), label, read)
 
     return Source(
-        root.name, "a folder of pictures", str(root), len(found), entries,
+        told(root.name), "a folder of pictures", str(root), len(found), entries,
         stamps(f.path for f in found), notes=notes,
     )  # fmt: skip
 
@@ -378,7 +378,7 @@ def parquet(place: Path, files: list[Path], spec: ReadSpec) -> Source:
                     ) from error
 
     return Source(
-        place.stem if place.is_file() else place.name, "Parquet", str(place), count, entries,
+        told(place.stem if place.is_file() else place.name), "Parquet", str(place), count, entries,
         stamps(files), label.names, notes,
     )  # fmt: skip
 
@@ -444,11 +444,13 @@ def manifest(path: Path, spec: ReadSpec) -> Source:
     """A CSV of paths, relative to its folder, and labels; a column ``split`` if it likes."""
     root = path.parent
     try:
+        if path.stat().st_size > LARGEST:
+            raise csv.Error(f"more than {LARGEST // 2**20} MB")
         text = path.read_text("utf-8-sig")
         comma = "\t" if path.suffix.lower() == ".tsv" else ","
         if comma not in text.partition("\n")[0] and ";" in text.partition("\n")[0]:
             comma = ";"
-        table = csv.DictReader(text.splitlines(), delimiter=comma, restval="")
+        table = csv.DictReader(StringIO(text, newline=""), delimiter=comma, restval="")
         header = [str(n).strip() for n in table.fieldnames or ()]
         table.fieldnames = header
         rows = [dict(row) for row in table]
@@ -485,7 +487,7 @@ def manifest(path: Path, spec: ReadSpec) -> Source:
 
     files = [root / str(row[image.name]).strip() for row, _ in kept if row[image.name]]
     return Source(
-        path.stem, "a manifest of paths", str(path), len(kept), entries,
+        told(path.stem), "a manifest of paths", str(path), len(kept), entries,
         stamps([path, *files]), notes=notes,
     )  # fmt: skip
 
@@ -540,7 +542,7 @@ def idx(root: Path, files: list[Path]) -> Source:
                     label = str(int(labels[s][row]))
                     yield Entry(s, f"{s}/{row:06d}", label, partial(np.array, pixels))
 
-    return Source(root.name, "MNIST's files", str(root), count, entries, stamps(by.values()))
+    return Source(told(root.name), "MNIST's files", str(root), count, entries, stamps(by.values()))
 
 
 class idx_file:

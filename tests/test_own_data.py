@@ -33,7 +33,7 @@ SPEC = BuildSpec(
     model="cnn", width=0.2, models=1, masks=2, epochs=2, features=FeatureSpec(ka=4, kg=2),
     index_dims=8,
 )  # fmt: skip
-STRANGE = "<img src=x onerror=alert(1)>"
+STRANGE = "[red]<img src=x onerror=alert(1)>"
 
 
 @pytest.fixture

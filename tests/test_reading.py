@@ -297,6 +297,8 @@ def test_unreadable_pictures_and_links_out_are_listed_and_the_rest_goes_on(store
             "test/no label.png": encoded(noise(93)),
         },
     )
+    no_text = os.fsdecode(b"\xff\xfe.png")  # is no UTF-8
+    (root / "train/dog" / no_text).write_bytes(encoded(noise(94)))
     (root / "train/dog/link.png").symlink_to("/etc/hostname")
     (root / "train/dog/inside.png").symlink_to(root / "train/cat/000.png")
     (root / "train/dog/loop.png").symlink_to("loop.png")
@@ -313,8 +315,17 @@ def test_unreadable_pictures_and_links_out_are_listed_and_the_rest_goes_on(store
         "test/no label.png": "no label",
     }
     assert list(found["classes"]) == ["<b>x", *CLASSES]
-    assert found["train"] == 18 + 2 + 1 + 1 and found["test"] == 6
+    assert found["train"] == 18 + 2 + 1 + 1 + 1 and found["test"] == 6
     assert any("no pictures by their names: 1" in note for note in found["notes"])
+
+
+def test_a_manifest_may_hold_any_name_in_quotes(store, tmp_path):
+    names = ["a,b.png", 'say "x".png', "two\nlines.png", "ü 猫\u2028.png", "=cmd().png", "t\tb.png"]
+    root = written(tmp_path / "odd", {n: encoded(noise(k)) for k, n in enumerate(names)})
+    rows = [{"path": n, "label": "[b]" if k % 2 else "c, d"} for k, n in enumerate(names)]
+    data = opened(store, manifest(root / "list.csv", rows))
+    assert sorted((*data.train.paths, *data.test.paths)) == sorted(names)
+    assert data.classes == ("[b]", "c, d")
 
 
 def test_one_id_and_one_class_for_names_composed_in_two_ways(store, tmp_path):

@@ -108,6 +108,8 @@ def no_builds() -> None:
             go("builds")
         st.caption("Or in a terminal:")
         st.code(command_line(["build", "--noise", "0.1"]), language="bash")
+        st.caption("With images of your own, in a folder for each class:")
+        st.code(command_line(["build", "--data", "FOLDER"]), language="bash")
 
 
 def command_line(words: list[str]) -> str:
