@@ -226,12 +226,14 @@ def folder(root: Path, found: list[Found], passed: int) -> Source:
             notes = (f"Passed over beside train and test: {', '.join(sorted(beside))}.",)
         found = [f for f in found if f.parts[0] in chosen]
     depth = 2 if chosen else 1
+    stands_for = class_names(root)
     if passed:
         notes += (f"Files passed over that are no pictures by their names: {passed:,}.",)
 
     def entries() -> Iterator[Entry]:
         for one in found:
             label = one.parts[depth - 1] if len(one.parts) > depth else None
+            label = stands_for.get(label, label) if label else None
             read = partial(refuse, one.reason) if one.reason else partial(content, one.path, root)
             yield Entry(chosen.get(one.parts[0], ""), "/".join(one.parts), label, read)
 
@@ -239,6 +241,19 @@ def folder(root: Path, found: list[Found], passed: int) -> Source:
         told(root.name), "a folder of pictures", str(root), len(found), entries,
         stamps(f.path for f in found), notes=notes,
     )  # fmt: skip
+
+
+def class_names(root: Path) -> dict[str, str]:
+    """The names of the classes that the folders of an export of ours stand for (`exchange`)."""
+    try:
+        if not (root / "export.json").is_file():
+            return {}
+        found = json.loads((root / "classes.json").read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    pairs = found.items() if isinstance(found, dict) else ()
+    named = {told(place): told(name) for place, name in pairs if isinstance(name, str)}
+    return named if len(set(named.values())) == len(named) else {}
 
 
 # --- tables -------------------------------------------------------------------------------------

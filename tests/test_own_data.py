@@ -1,5 +1,6 @@
 """A person's own pictures from the command line to the pages: one small folder with faults."""
 
+import copy
 import json
 import re
 import shutil
@@ -20,6 +21,7 @@ import attribution
 from attribution.__main__ import main
 from attribution.data import dataset
 from attribution.engine import Engine
+from attribution.export import MARK, exported
 from attribution.models import MODELS, inputs, network
 from attribution.reading import findings
 from attribution.records import BuildSpec, FeatureSpec, ReadSpec
@@ -241,6 +243,18 @@ def test_a_notebook_reads_the_same_data(own, tmp_path):
     assert index.scores(found.test).shape == (13, 61)
     digits = attribution.read_data("mnist5k", cache=own.place.cache)
     assert len(digits.train) == 4500 and digits.paths == ()
+
+
+def test_an_export_of_ours_is_read_with_the_names_of_its_classes(own, run, tmp_path):
+    engine = Engine(own.place.cache, tmp_path)
+    build = engine.open(own.place.build)
+    hostile = copy.copy(build)
+    hostile.classes = ("../x", "test", "<b>")
+    content = exported(hostile, {}, "folder")
+    root = written(tmp_path / "clean", {MARK: b"{}"} | dict(content))
+    found = engine.described(str(root))
+    counts = {name: sum(halves.values()) for name, halves in found["classes"].items()}
+    assert counts == dict(zip(hostile.classes, np.bincount(build.train_labels_N), strict=True))
 
 
 def test_suspects_are_told_by_their_files(own, run):
