@@ -28,7 +28,7 @@ from .records import ReadSpec, UserError
 
 TRAIN = ("train", "training")
 TEST = ("test", "testing", "validation", "valid", "val", "eval", "dev")  # the first that is there
-SPLIT = re.compile(rf"(?:^|[^a-z0-9])({'|'.join((*TRAIN, *TEST))})(?:[^a-z]|$)")
+SPLIT = re.compile(rf"(?<![a-z0-9])({'|'.join((*TRAIN, *TEST))})(?![a-z])")
 IDX = re.compile(r"(train|t10k|test)-(images|labels)[-.]idx\d-ubyte(\.gz)?")
 IMAGE_NAMES = ("image", "img", "picture", "photo", "pixels")
 LABEL_NAMES = ("label", "labels", "class", "target", "category", "fine_label")
@@ -419,23 +419,25 @@ def arrow_columns(schema: Any) -> list[Column]:
         features = dict(notes.get("info", {}).get("features", {}))
     except (ValueError, AttributeError, TypeError):
         features = {}
+    types = pa.types
     found = []
     for field in schema:
         kind, feature = field.type, features.get(field.name)
         feature = feature if isinstance(feature, dict) else {}
-        fields = {kind.field(i).name for i in range(kind.num_fields)}
-        binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-        text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-        plain = text or pa.types.is_integer(kind) or pa.types.is_floating(kind)
+        fields = (
+            {kind.field(i).name for i in range(kind.num_fields)} if types.is_struct(kind) else ()
+        )
         names = feature.get("names") if feature.get("_type") == "ClassLabel" else None
-        if pa.types.is_dictionary(kind):  # text that is kept once
-            plain = True
+        plain = (
+            types.is_string, types.is_large_string, types.is_dictionary, types.is_integer,
+            types.is_floating, types.is_boolean,
+        )  # fmt: skip
         found.append(
             Column(
                 field.name,
-                (pa.types.is_struct(kind) and "bytes" in fields) or binary,
+                "bytes" in fields or types.is_binary(kind) or types.is_large_binary(kind),
                 tuple(told(str(n)) for n in names) if names else None,
-                plain or pa.types.is_boolean(kind),
+                any(is_kind(kind) for is_kind in plain),
             )
         )
     return found
