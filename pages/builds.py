@@ -24,6 +24,7 @@ ENSEMBLES = {
     "forward": "independent networks, masks for confidence only",
 }
 MASKED = ("dropout", "forward")
+DEMO = "mnist5k"
 
 
 def main() -> None:
@@ -46,31 +47,38 @@ def main() -> None:
 
 def form() -> None:
     """The fields of a build; sends the same options as the command line has."""
-    with st.form("new_build", border=True):
+    with st.container(border=True):
         st.subheader("New build", anchor=False)
         data = st.selectbox(
             "Data",
-            ["mnist5k"],
+            [DEMO],
             key="data",
             accept_new_options=True,
             help="mnist5k: 4,500 training and 500 test images of digits. Or your own: the path of "
             "a folder with a folder of images for each class (in train and test, or split for "
             "you), of Parquet files, or of a .csv with columns path and label.",
         )
+        settings(whole(data))
+
+
+def settings(data: str) -> None:
+    """The rest of the form, whose defaults are for these data."""
+    demo = data == DEMO
+    with st.form("new_build", border=False):
         noise = st.slider(
             "Wrong labels put in on purpose, %",
             0,
             50,
-            10,
-            key="noise",
+            10 if demo else 0,
+            key="noise" if demo else "noise_own",
             help="To see whether they are found again. The true labels are kept aside.",
         )
         model = st.selectbox(
             "Network",
-            ["mlp", "cnn", "resnet9"],
-            key="model",
+            ["mlp", "cnn", "resnet9"] if demo else ["cnn", "mlp", "resnet9"],
+            key="model" if demo else "model_own",
             accept_new_options=True,
-            help="mlp is the fastest; or timm:NAME, torchvision:NAME.",
+            help="mlp is the fastest, cnn sees shapes; or timm:NAME, torchvision:NAME.",
         )
         strategy = st.selectbox(
             "Ensemble",
@@ -104,7 +112,7 @@ def form() -> None:
             width = st.number_input("Width of resnet9", 0.125, 2.0, 1.0, 0.125, key="width")
             seed = st.number_input("Seed", 0, 10**9, 0, key="seed")
         if st.form_submit_button("Start build", type="primary", width="stretch"):
-            options = ["--data", whole(data), "--noise", f"{noise / 100:g}", "--noise-kind", kind]
+            options = ["--data", data, "--noise", f"{noise / 100:g}", "--noise-kind", kind]
             options += ["--model", model, "--models", str(networks), "--epochs", str(epochs)]
             options += ["--seed", str(seed)]
             if strategy not in MASKED:
