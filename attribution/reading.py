@@ -81,7 +81,8 @@ def looked_at(
     if text in DATASETS:
         return DataSpec(name=text), None
     source = opened(text, spec, store.root / "downloads")
-    if source is None and is_id(text) and (known := store.find("pixels", text)):
+    known = store.find("pixels", text) if source is None and is_id(text) else None
+    if known is not None and "names.json" in known.manifest["files"]:
         return DataSpec(name=known.manifest["made_by"]["name"], pixels=text), None
     if source is None:
         raise UserError(

@@ -90,9 +90,12 @@ class Draft:
 
     def empty(self, name: str, shape: tuple[int, ...], kind: type) -> np.ndarray:
         """An array that lies on the disk and not in memory, to be filled."""
-        return np.lib.format.open_memmap(
-            self.place / f"{name}.npy", mode="w+", dtype=kind, shape=shape
-        )
+        path = self.place / f"{name}.npy"
+        made = np.lib.format.open_memmap(path, mode="w+", dtype=kind, shape=shape)
+        if hasattr(os, "posix_fallocate"):  # else a disk that is full kills the process later
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        return made
 
     def weights(self, values: Mapping[str, torch.Tensor], name: str = "weights") -> None:
         whole = {k: v.detach().cpu().contiguous() for k, v in values.items()}
