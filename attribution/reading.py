@@ -173,6 +173,8 @@ def pictures(
                     )
                 )  # fmt: skip
             done += len(chunk)
+    with writable(store.root):
+        scratch.flush()
     report("read", done, done)
     return seen, sorted(aside, key=lambda a: (a.path, a.reason))
 

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from io import BytesIO
@@ -225,8 +225,11 @@ class Store:
         with writable(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
             file = tempfile.TemporaryFile(dir=self.root)
-        with file:
+        try:
             yield file
+        finally:
+            with suppress(OSError):  # of what was still to be written; who wants it flushes
+                file.close()
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import os
+import resource
 import shutil
 from collections import Counter
 from io import StringIO
@@ -462,3 +463,18 @@ def test_leaks_and_contradictions_are_found_and_nothing_else(store, tmp_path, fi
         (one["test"], one["train"]) for one in found["leaks"]
     }
     assert reading.findings(store, dataset(store, DataSpec())) is None
+
+
+@pytest.mark.parametrize("room", [1_000, 9_000])  # of a file: too little for the scratch, the array
+def test_a_disk_without_room_is_one_sentence_and_leaves_nothing(store, tmp_path, room):
+    some = {f"{'ab'[n % 2]}/{n}.png": encoded(noise(n, 8, 8)) for n in range(30)}
+    root = written(tmp_path / "photos", some)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        with pytest.raises(UserError, match="cannot be written"):
+            read(store, str(root), ReadSpec(size=64))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not any((store.root / "pixels").glob("*")) and not store.all("reading")
+    assert len(opened(store, root).train) == 24
