@@ -212,19 +212,21 @@ def halves(names: Iterable[str], what: str) -> tuple[dict[str, str], tuple[str, 
 
 def folder(root: Path, found: list[Found], passed: int) -> Source:
     """A folder for each class, as torchvision's ImageFolder has it, below train and test or not."""
+    top = {f.parts[0] for f in found}
     deep = {f.parts[0] for f in found if len(f.parts) > 2 and not f.reason}
-    chosen, notes = halves({n for n in deep if n.lower() in (*TRAIN, *TEST)}, "the folders")
-    if not chosen and deep and all(n.lower() in TEST for n in {f.parts[0] for f in found}):
+    chosen, notes = halves(
+        {n for n in top if n.lower() in TEST or (n.lower() in TRAIN and n in deep)}, "the folders"
+    )
+    if not chosen and deep and all(n.lower() in TEST for n in top):
         raise UserError(
             found=f"only {', '.join(sorted(deep))} in the folder {root.name!r}",
             wanted="images to train on, in train/CLASS/...",
             next_step="add a folder train, or give the folder itself to --data to split it",
         )
     if chosen:
-        beside = {f.parts[0] for f in found} - set(chosen)
-        if beside and not notes:
-            notes = (f"Passed over beside train and test: {', '.join(sorted(beside))}.",)
         found = [f for f in found if f.parts[0] in chosen]
+        beside = sorted(top - set(chosen))
+        notes = (f"Passed over beside train and test: {', '.join(beside)}.",) if beside else ()
     depth = 2 if chosen else 1
     stands_for = class_names(root)
     if passed:

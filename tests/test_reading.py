@@ -478,3 +478,24 @@ def test_a_disk_without_room_is_one_sentence_and_leaves_nothing(store, tmp_path,
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not any((store.root / "pixels").glob("*")) and not store.all("reading")
     assert len(opened(store, root).train) == 24
+
+
+def test_which_folders_are_halves_and_which_are_classes(store, tmp_path):
+    def found(name: str, *paths: str) -> dict:
+        files = {p: encoded(noise(k)) for k, p in enumerate(paths)}
+        return described(store, str(written(tmp_path / name, files)))
+
+    def each(*folders: str) -> list[str]:
+        return [f"{folder}/{k}.png" for folder in folders for k in range(4)]
+
+    vehicles = found("vehicles", *each("car", "train", "test"))
+    assert vehicles["classes"] == {n: {"train": 3, "test": 1} for n in ("car", "test", "train")}
+    several = found("several", *each("Train/a", "Train/b", "Val/a", "test/a", "test/b", "more/a"))
+    assert several["classes"] == {n: {"train": 4, "test": 4} for n in "ab"}
+    assert several["notes"] == ["Passed over beside train and test: Val, more."]
+    valid = found("valid", *each("training/a", "training/b", "valid/a"))
+    assert (valid["train"], valid["test"]) == (8, 4)
+    flat = found("flat", *each("train/a", "train/b", "test"), "loose.png")
+    assert (flat["train"], flat["test"]) == (6, 2)  # no label in test, so train is split
+    assert {one["reason"] for one in flat["aside"]} == {"no label"} and len(flat["aside"]) == 4
+    assert flat["notes"] == ["Passed over beside train and test: loose.png."]
