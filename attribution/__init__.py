@@ -8,7 +8,15 @@ inner product is the score (`estimators`, `index`). `engine` joins them for the 
 command line; in a notebook, the names below do the same with your own networks and no files.
 """
 
-from .ensemble import Ensemble, Index, build_index, dropout_ensemble, lora_ensemble, naive_ensemble
+from .ensemble import (
+    Ensemble,
+    Index,
+    build_index,
+    dropout_ensemble,
+    lora_ensemble,
+    naive_ensemble,
+    read_data,
+)
 from .frames import figure, frame
 from .records import BuildSpec, EstimatorSpec, FeatureSpec, LoraSpec, UserError
 
@@ -26,4 +34,5 @@ __all__ = [
     "frame",
     "lora_ensemble",
     "naive_ensemble",
+    "read_data",
 ]

@@ -10,7 +10,7 @@ import tempfile
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -29,6 +29,7 @@ from .records import (
     EstimatorSpec,
     FeatureSpec,
     LoraSpec,
+    ReadSpec,
     Report,
     UserError,
     known,
@@ -44,7 +45,7 @@ app = typer.Typer(
 # typer keeps the base of its usage errors to itself.
 USAGE = cast(type[typer.BadParameter], typer.BadParameter.__base__)
 errors = Console(stderr=True)
-out = Console()
+out = Console(markup=False)  # a class may be called [b]
 
 Cache = Annotated[Path, typer.Option("--cache", help="Folder of computed artifacts.")]
 AsJson = Annotated[
@@ -56,11 +57,41 @@ Workspace = Annotated[
 ]
 CACHE = Path("cache")
 DEFAULT = BuildSpec()
+BLANK = ReadSpec()
+Size = Annotated[
+    int,
+    typer.Option(help="Pixels a side that your images are brought to; 0: the median, 8 to 64."),
+]
+TestShare = Annotated[
+    float, typer.Option(help="Share of each class to test on, where your data has no test half.")
+]
+SplitSeed = Annotated[int, typer.Option(help="Seed of that split.")]
+ImageColumn = Annotated[str, typer.Option(help="Column of the images, where a table has several.")]
+LabelColumn = Annotated[str, typer.Option(help="Column of the labels, where a table has several.")]
+Anywhere = Annotated[
+    bool, typer.Option("--anywhere", help="A manifest may name files outside of its folder.")
+]
+Root = Annotated[
+    str, typer.Option(help="Folder where torchvision's data sets are, or are downloaded to.")
+]
 
 
 @app.command()
 def build(
-    data: Annotated[str, typer.Option(help="Data set by name: mnist5k.")] = DEFAULT.data.name,
+    data: Annotated[
+        str,
+        typer.Option(
+            help="mnist5k; a folder (CLASS/..., train/CLASS/..., Parquet, MNIST's files), a "
+            ".parquet, a .csv of paths and labels; hf:NAME or torchvision:NAME."
+        ),
+    ] = DEFAULT.data.name,
+    size: Size = BLANK.size,
+    test_share: TestShare = BLANK.test_share,
+    split_seed: SplitSeed = BLANK.split_seed,
+    image_column: ImageColumn = BLANK.image_column,
+    label_column: LabelColumn = BLANK.label_column,
+    anywhere: Anywhere = BLANK.anywhere,
+    root: Root = BLANK.root,
     noise: Annotated[
         float, typer.Option(help="Share of training labels to flip on purpose.")
     ] = DEFAULT.data.noise,
@@ -180,14 +211,17 @@ def build(
         q = strategies.usual_q(axes["forward_only"])
     if q_power is None:
         q_power = strategies.usual_power(estimator, axes["masks"], q)
+    how = ReadSpec(
+        size=size,
+        test_share=test_share,
+        split_seed=split_seed,
+        image_column=image_column,
+        label_column=label_column,
+        anywhere=anywhere,
+        root=root,
+    )
     spec = BuildSpec(
-        data=DataSpec(
-            name=data,
-            noise=noise,
-            noise_kind=noise_kind,
-            noise_seed=noise_seed,
-            revision=revision,
-        ),
+        data=DataSpec(noise=noise, noise_kind=noise_kind, noise_seed=noise_seed, revision=revision),
         model=model,
         width=width,
         epochs=epochs,
@@ -215,6 +249,9 @@ def build(
     )
     engine = open_engine(cache)
     with progress() as report, reported(cache, job, report) as (report, finish):
+        engine.check(spec)  # before a large folder is read
+        named = engine.read(data, how, report)
+        spec = replace(spec, data=replace(spec.data, name=named.name, pixels=named.pixels))
         already = engine.finished(spec)
         summary = engine.build(spec, report)
         finish(state="done", build=summary["build"])
@@ -235,6 +272,99 @@ def build(
     if summary["fallback"]:
         out.print(f"By the slower fallback: {', '.join(summary['fallback'])}.")
     return None
+
+
+@app.command(name="data")
+def describe(
+    source: Annotated[str, typer.Argument(help="What --data of `build` takes.")],
+    size: Size = BLANK.size,
+    test_share: TestShare = BLANK.test_share,
+    split_seed: SplitSeed = BLANK.split_seed,
+    image_column: ImageColumn = BLANK.image_column,
+    label_column: LabelColumn = BLANK.label_column,
+    anywhere: Anywhere = BLANK.anywhere,
+    root: Root = BLANK.root,
+    cache: Cache = CACHE,
+    as_json: AsJson = False,
+) -> None:
+    """Describe a data set of your own: classes, sizes, what cannot be read, images that leak."""
+    how = ReadSpec(
+        size=size,
+        test_share=test_share,
+        split_seed=split_seed,
+        image_column=image_column,
+        label_column=label_column,
+        anywhere=anywhere,
+        root=root,
+    )
+    with progress() as report:
+        found = open_engine(cache).described(source, how, report)
+    if as_json:
+        return show_json(found)
+    sides = found["sides"]
+    colour = "colour" if found["channels"] == 3 else "grey"
+    say(
+        f"{found['name']} ({found['kind']}, id {found['data']}): {found['train']:,} training and "
+        f"{found['test']:,} test images of {len(found['classes'])} classes. They are "
+        f"{' to '.join('{} x {}'.format(*sides[end]) for end in ('least', 'most'))} pixels, and "
+        f"become {found['size']} x {found['size']}, {colour}."
+    )
+    table = Table("class", "train", "test")
+    for name, count in list(found["classes"].items())[:SHOWN]:
+        table.add_row(printable(name), f"{count['train']:,}", f"{count['test']:,}")
+    out.print(table)
+    if len(found["classes"]) > SHOWN:
+        say(f"... and {len(found['classes']) - SHOWN} more classes.")
+    for note in found["notes"]:
+        say(note)
+    listed(
+        "Set aside, because they cannot be used: {}",
+        [f"{one['path']}: {one['reason']}" for one in found["aside"]],
+    )
+    listed(
+        "Test images that are in the training half too, so the accuracy will look better than it "
+        "is: {}",
+        [
+            f"{one['test']} = {one['train']}{'' if one['same_label'] else ', under another label'}"
+            for one in found["leaks"]
+        ],
+    )
+    listed(
+        "The same training image under two labels, one of which is wrong: {}",
+        [
+            f"{one['first']} ({one['labels'][0]}) = {one['second']} ({one['labels'][1]})"
+            for one in found["clashes"]
+        ],
+    )
+    if found["repeats"]:
+        say(f"The same training image again, under the same label: {found['repeats']:,}.")
+    if not found["near"]:
+        say("There are too many images to look for those that are only nearly the same.")
+    return None
+
+
+SHOWN = 20  # lines of a list; --json has them all
+
+
+def listed(title: str, lines: list[str]) -> None:
+    """A count and the first of what it counts; nothing for nothing."""
+    if not lines:
+        return
+    say(f"{title.format(f'{len(lines):,}')}.")
+    for line in lines[:SHOWN]:
+        say(f"  {line}")
+    if len(lines) > SHOWN:
+        say(f"  ... and {len(lines) - SHOWN:,} more; --json lists all.")
+
+
+def say(text: str) -> None:
+    """Print text that holds a stranger's names."""
+    out.print(printable(text), highlight=False, soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    """Without what would steer a terminal."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 @app.command(name="list")
@@ -316,6 +446,7 @@ def mislabels(
     opened = open_engine(cache).open(build_id)
     opened.check_k(k)
     frame = opened.mislabels(by).head(k)
+    paths = opened.train_paths  # none for data that came with the program
     if as_json:
         rows = []
         for train_id, row in frame.iterrows():
@@ -323,6 +454,7 @@ def mislabels(
             rows.append(
                 {
                     "train_id": int(train_id),
+                    **({"path": paths[train_id]} if paths else {}),
                     "given_label": int(row["given_label"]),
                     "suggested_label": int(row["suggested_label"]),
                     "score": float(row["score"]),
@@ -334,12 +466,14 @@ def mislabels(
         truth = opened.known(by)
         return show_json(found | ({"known": truth} if truth else {}))
     table = Table("train_id", "given", "suggested", *([by] if by else []), "score", "kind", "why")
+    if paths:
+        table.add_column("file")
     for train_id, row in frame.iterrows():
         alone = [f"{row[f'signal_{by}']:.3f}"] if by else []
         table.add_row(
             str(train_id), opened.classes[row["given_label"]],
             opened.classes[row["suggested_label"]], *alone, f"{row['score']:.3f}", row["kind"],
-            row["why"],
+            row["why"], *([printable(paths[train_id])] if paths else []),
         )  # fmt: skip
     out.print(table)
     return None

@@ -6,8 +6,9 @@ which only the scores of scores call: no signal that looks for wrong labels can 
 
 import gzip
 import hashlib
+import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from io import BytesIO
@@ -24,7 +25,8 @@ class Split:
 
     images: np.ndarray  # uint8 (N, H, W) or (N, H, W, 3)
     labels_N: np.ndarray  # int64, as given (noise included)
-    ids: tuple[str, ...]  # content hash, with an ordinal among equals
+    ids: tuple[str, ...]  # content hash, with an ordinal or a hash of the path
+    paths: tuple[str, ...] = ()  # where each stands in a person's own files
 
     def __len__(self) -> int:
         return len(self.labels_N)
@@ -74,7 +76,8 @@ def dataset(store: Store, spec: DataSpec, report: Report = silent) -> Dataset:
 
     Raises `UserError` for an unknown name or a noise that is no share.
     """
-    known("data set", spec.name, DATASETS, "--data")
+    if not spec.pixels:
+        known("data set", spec.name, DATASETS, "--data")
     if not 0 <= spec.noise < 1:
         raise UserError(
             found=f"a label noise of {spec.noise:g}",
@@ -83,11 +86,14 @@ def dataset(store: Store, spec: DataSpec, report: Report = silent) -> Dataset:
         )
     known("kind of noise", spec.noise_kind, tuple(NOISES), "--noise-kind")
     report("data", 0, 1)
-    pixels_id = content_id("pixels", spec.name)
-    made_by = {"name": spec.name}
-    pixels = store.make("pixels", pixels_id, lambda draft: _fill_pixels(draft, spec), made_by)
+    if spec.pixels:
+        pixels_id, pixels = spec.pixels, was_read(store, spec)
+    else:
+        pixels_id = content_id("pixels", spec.name)
+        made_by = {"name": spec.name}
+        pixels = store.make("pixels", pixels_id, lambda draft: _fill_pixels(draft, spec), made_by)
     if not spec.noise:  # without noise its kind and seed make no difference
-        spec = DataSpec(name=spec.name, revision=spec.revision)
+        spec = DataSpec(name=spec.name, pixels=spec.pixels, revision=spec.revision)
     data_id = content_id(pixels_id, spec)
 
     def fill(draft: Draft) -> None:
@@ -101,7 +107,7 @@ def dataset(store: Store, spec: DataSpec, report: Report = silent) -> Dataset:
         classes = len(pixels.array("classes"))
         draft.array("train_labels", noisy(labels_N, classes, spec))
 
-    labels = store.make("data", data_id, fill, {"pixels": pixels_id, **vars(spec)})
+    labels = store.make("data", data_id, fill, {**vars(spec), "pixels": pixels_id})
     report("data", 1, 1)
     return _assembled(data_id, spec, pixels, labels)
 
@@ -131,28 +137,61 @@ def found_revision(store: Store, name: str) -> Artifact:
     return made
 
 
+def was_read(store: Store, spec: DataSpec) -> Artifact:
+    """The artifact of a person's own pictures. Raises `UserError` where it is gone."""
+    found = store.find("pixels", spec.pixels) if is_id(spec.pixels) else None
+    if found is None:
+        raise UserError(
+            found=f"the images of {spec.name!r} ({spec.pixels}) are not in the cache",
+            wanted="what was read from their files",
+            next_step="run `python -m attribution data PATH` on them again",
+        )
+    return found
+
+
 def _fill_pixels(draft: Draft, spec: DataSpec) -> None:
     for name, values in DATASETS[spec.name]().items():
         draft.array(name, values)
 
 
 def _assembled(data_id: str, spec: DataSpec, pixels: Artifact, labels: Artifact) -> Dataset:
-    named, left = pixels.array("train_images"), kept(labels)
-    train, ids = named[left], np.array(example_ids(named))[left]
-    scaled = train.reshape(len(train), -1, train.shape[3] if train.ndim == 4 else 1) / 255
+    left = kept(labels)
+
+    def half(name: str, labels_N: np.ndarray, left: np.ndarray | slice) -> Split:
+        images = pixels.array(f"{name}_images")
+        if "names.json" not in pixels.manifest["files"]:
+            return Split(images[left], labels_N, only(example_ids(images), left))
+        named = json.loads(pixels.bytes_of("names.json"))[name]
+        return Split(images[left], labels_N, only(named["ids"], left), only(named["paths"], left))
+
+    train = half("train", labels.array("train_labels"), left)
     return Dataset(
         data_id,
         spec,
         tuple(str(c) for c in pixels.array("classes")),
-        Split(train, labels.array("train_labels"), tuple(ids.tolist())),
-        Split(
-            pixels.array("test_images"),
-            pixels.array("test_labels"),
-            example_ids(pixels.array("test_images")),
-        ),
-        tuple(float(m) for m in scaled.mean((0, 1))),
-        tuple(float(s) for s in scaled.std((0, 1))),
+        train,
+        half("test", pixels.array("test_labels"), slice(None)),
+        *moments(train.images),
     )
+
+
+def only(values: Sequence[str], left: np.ndarray | slice) -> tuple[str, ...]:
+    return tuple(np.array(values, object)[left].tolist())
+
+
+def moments(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of the pixels in 0..1, by channel, from how often each occurs."""
+    channels = images.shape[3] if images.ndim == 4 else 1
+    count_C = np.zeros((channels, 256), np.int64)
+    for at in range(0, len(images), 256):
+        part = images[at : at + 256].reshape(-1, channels)
+        for c in range(channels):
+            count_C[c] += np.bincount(part[:, c], minlength=256)
+    share_C = count_C / count_C.sum(1, keepdims=True)
+    value = np.arange(256) / 255
+    mean_C = share_C @ value
+    std_C = np.sqrt((share_C * (value - mean_C[:, None]) ** 2).sum(1))
+    return tuple(mean_C.tolist()), tuple(std_C.tolist())
 
 
 def example_ids(images: np.ndarray) -> tuple[str, ...]:

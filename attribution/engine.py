@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
-from . import groups, jobs, signals, strategies, testlabels, tuning, whatif
+from . import groups, jobs, reading, signals, strategies, testlabels, tuning, whatif
 from . import index as indexes
 from .adapters import checked, fitted, loaded, saved
 from .brittleness import BrittlenessSpec, flips
@@ -56,6 +56,7 @@ from .records import (
     FeatureSpec,
     Hit,
     Member,
+    ReadSpec,
     Report,
     RunSpec,
     TruthSpec,
@@ -131,6 +132,24 @@ class Engine:
                 while len(self._opened) > OPEN:
                     self._opened.popitem(last=False)
             return self._opened[build_id]
+
+    def read(self, text: str, spec: ReadSpec | None = None, report: Report = silent) -> DataSpec:
+        """The data set that `text` names, for a `BuildSpec`: by name, or a person's own files.
+
+        These are read into the cache unless they are there. Raises `UserError` for what holds no
+        data set.
+        """
+        return reading.read(self.store, text, spec, report)
+
+    def check(self, spec: BuildSpec) -> None:
+        """Raise `UserError` for a spec that makes no sense, whatever its data are."""
+        check(spec)
+
+    def described(
+        self, text: str, spec: ReadSpec | None = None, report: Report = silent
+    ) -> dict[str, Any]:
+        """What a person should know of their own files before building on them."""
+        return reading.described(self.store, text, spec, report)
 
     def build(self, spec: BuildSpec, report: Report = silent, beside: str = "") -> dict[str, Any]:
         """Make everything `spec` asks for that is not there yet, and the build's summary.
@@ -1039,6 +1058,7 @@ class Build:
         self.classes = visible(self.data.classes)
         self.train_labels_N = self.data.train.labels_N
         self.train_ids = self.data.train.ids
+        self.train_paths = self.data.train.paths  # none for data that came with the program
         self.test_labels_T = self.data.test.labels_N
         self.test_ids = self.data.test.ids
         self.probs_TC = artifact.array("test_probs")
@@ -1064,6 +1084,11 @@ class Build:
         self._lock = threading.Lock()
         self._fresh: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
         self._steady: OrderedDict[str, np.ndarray] = OrderedDict()
+
+    @cached_property
+    def findings(self) -> reading.Findings | None:
+        """What reading a person's own files had to say; None for other data."""
+        return reading.findings(self.store, self.data)
 
     def _part(self, kind: str, name: str) -> Artifact:
         return found(self.store, kind, name)
@@ -1615,12 +1640,14 @@ class Build:
         return self.data.train if split == "train" else self.data.test
 
     def name(self, split: str, position: int) -> str:
-        """What an image is called: its example id."""
-        return self._half(split).ids[position]
+        """What an image is called: its file among a person's own, else its example id."""
+        half = self._half(split)
+        return (half.paths or half.ids)[position]
 
     def search(self, split: str, text: str) -> list[int]:
         """Positions of the images with this number, or whose name has `text` in it."""
-        wanted, names = text.strip().casefold(), self._half(split).ids
+        wanted, half = text.strip().casefold(), self._half(split)
+        names = half.paths or half.ids
         if wanted.isdecimal():
             return [n for n in (int(wanted[:18]),) if n < len(names)]
         return [n for n, name in enumerate(names) if wanted in name.casefold()]

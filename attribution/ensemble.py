@@ -11,12 +11,16 @@ Axes: N train, T test, M members, K features of a member.
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from . import data as data_sets
 from . import index as indexes
 from .adapters import fitted
 from .data import example_ids
@@ -24,8 +28,39 @@ from .estimators import asked, q
 from .features import Block, Examples, Projected, block, projected
 from .gradients import frozen
 from .members import example_keys
-from .models import first_line
-from .records import EstimatorSpec, FeatureSpec, LoraSpec, UserError
+from .models import first_line, inputs
+from .reading import read
+from .records import EstimatorSpec, FeatureSpec, LoraSpec, ReadSpec, UserError
+from .store import Store
+
+
+class Read(NamedTuple):
+    """A data set as networks take it: pairs of an image, normalised, and the number of its class.
+
+    `paths` are those of the training images, in the order of `train`.
+    """
+
+    train: TensorDataset
+    test: TensorDataset
+    classes: tuple[str, ...]
+    paths: tuple[str, ...]
+
+
+def read_data(
+    source: str | PathLike[str], *, cache: str | PathLike[str] = "cache", **settings: Any
+) -> Read:
+    """A data set by name, or a person's own files, as ``--data`` takes them.
+
+    `settings` are the fields of `ReadSpec`, as in ``size=32``. The pixels are kept in `cache`.
+    Raises `UserError` for what holds no data set.
+    """
+    store = Store(Path(cache))
+    found = data_sets.dataset(store, read(store, str(source), ReadSpec(**settings)))
+    train, test = (
+        TensorDataset(inputs("", found, half.images), torch.from_numpy(half.labels_N))
+        for half in (found.train, found.test)
+    )
+    return Read(train, test, found.classes, found.train.paths)
 
 
 @dataclass(frozen=True, eq=False)

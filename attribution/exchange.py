@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 Files = Iterator[tuple[str, bytes]]
 COLUMNS = (
-    "example_id", "train_id", "given_label", "suggested_label", "suspicion",
+    "example_id", "train_id", "path", "given_label", "suggested_label", "suspicion",
     "decision", "new_label", "final_label", "reviewer", "decided_at", "build",
 )  # fmt: skip
 TYPES = {"train_id": "int64", "suspicion": "float64"}  # the other columns are text
@@ -50,6 +50,7 @@ class Row:
 
     train_id: int
     example_id: str
+    path: str | None  # in a person's own files
     given: int
     suggested: int
     believed: int  # what the networks hold most likely: the given or the suggested label
@@ -72,6 +73,7 @@ def rows(build: "Build", decisions: dict[str, Decision]) -> list[Row]:
         Row(
             train_id=one.Index,
             example_id=one.example_id,
+            path=build.train_paths[one.Index] if build.train_paths else None,
             given=one.given_label,
             suggested=one.suggested_label,
             believed=one.suggested_label
@@ -106,7 +108,8 @@ def facts(row: Row, classes: tuple[str, ...], build_id: str) -> dict[str, Any]:
     decision, final = row.decision, row.final
     new = None if decision is None or decision.label is None else classes[decision.label]
     values = (
-        row.example_id, row.train_id, classes[row.given], classes[row.suggested], row.suspicion,
+        row.example_id, row.train_id, row.path and legible(row.path),
+        classes[row.given], classes[row.suggested], row.suspicion,
         decision.verdict if decision else None, new, None if final is None else classes[final],
         legible(decision.reviewer) if decision else None,
         decision.time if decision else None, build_id,

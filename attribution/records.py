@@ -66,15 +66,21 @@ def content_id(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-LATER = {"revision": ""}  # fields that older ids know nothing of
+LATER = {"revision": "", "pixels": ""}  # fields that older ids know nothing of
 
 
 def settled(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the `LATER` fields that are at their default, so that ids stay what they were."""
+    """What an id is made of: all but what says nothing more.
+
+    That is `LATER` fields at their default, so that ids stay what they were, and the name of data
+    that its pixels name, so that a folder may be renamed.
+    """
+    silent = {name for name, default in LATER.items() if fields.get(name) == default}
+    silent |= {"name"} if fields.get("pixels") else set()
     return {
         name: settled(value) if isinstance(value, dict) else value
         for name, value in fields.items()
-        if name not in LATER or value != LATER[name]
+        if name not in silent
     }
 
 
@@ -91,6 +97,20 @@ class DataSpec:
     noise_kind: str = "uniform"  # or class; `data.NOISES`
     noise_seed: int = 0
     revision: str = ""  # id of the decisions applied to it (`attribution.revision`)
+    pixels: str = ""  # id of what was read from a person's own files (`attribution.reading`)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadSpec:
+    """How a person's own pictures become training and test images of one size."""
+
+    size: int = 0  # pixels a side; 0: the longer side of the median picture, 8 to 64
+    test_share: float = 0.2  # of each class, where the data has no test half of its own
+    split_seed: int = 0
+    image_column: str = ""  # of a table; none: the one that can be told
+    label_column: str = ""
+    anywhere: bool = False  # a manifest may name files outside of its folder
+    root: str = ""  # where torchvision keeps its data sets; none: in the cache
 
 
 @dataclass(frozen=True, kw_only=True)

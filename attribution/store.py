@@ -14,12 +14,12 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -87,6 +87,15 @@ class Draft:
         buffer = BytesIO()  # np.save on a file hides why a write failed
         np.save(buffer, values, allow_pickle=False)
         self.bytes_of(f"{name}.npy", buffer.getvalue())
+
+    def empty(self, name: str, shape: tuple[int, ...], kind: type) -> np.ndarray:
+        """An array that lies on the disk and not in memory, to be filled."""
+        path = self.place / f"{name}.npy"
+        made = np.lib.format.open_memmap(path, mode="w+", dtype=kind, shape=shape)
+        if hasattr(os, "posix_fallocate"):  # else a disk that is full kills the process later
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        return made
 
     def weights(self, values: Mapping[str, torch.Tensor], name: str = "weights") -> None:
         whole = {k: v.detach().cpu().contiguous() for k, v in values.items()}
@@ -209,6 +218,18 @@ class Store:
         found = self.find(kind, name)
         assert found is not None
         return found
+
+    @contextmanager
+    def scratch(self) -> Iterator[BinaryIO]:
+        """A file without a name for what is too large for memory; gone at the end."""
+        with writable(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+            file = tempfile.TemporaryFile(dir=self.root)
+        try:
+            yield file
+        finally:
+            with suppress(OSError):  # of what was still to be written; who wants it flushes
+                file.close()
 
 
 @contextmanager

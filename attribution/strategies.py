@@ -208,7 +208,7 @@ def options(spec: BuildSpec) -> list[str]:
     blank = BuildSpec()
     usual = axes(spec.strategy, {}) | {growing(spec): None}  # which is always said
     given: list[tuple[str, Any, Any]] = [
-        ("data", spec.data.name, None),
+        ("data", spec.data.pixels or spec.data.name, None),
         ("noise", spec.data.noise, blank.data.noise),
         ("noise-kind", spec.data.noise_kind, blank.data.noise_kind),
         ("noise-seed", spec.data.noise_seed, blank.data.noise_seed),

@@ -5,7 +5,7 @@ import streamlit as st
 from pages.parts.builds_table import builds_table
 from pages.parts.grid import notice
 from pages.parts.jobs import RUNNING, bar
-from pages.parts.opened import engine, head
+from pages.parts.opened import engine, head, whole
 from pages.parts.trouble import guarded
 from pages.parts.words import span
 
@@ -25,6 +25,7 @@ ENSEMBLES = {
     "forward": "independent networks, masks for confidence only",
 }
 MASKED = ("dropout", "forward")
+DEMO = "mnist5k"
 
 
 def main() -> None:
@@ -47,29 +48,38 @@ def main() -> None:
 
 def form() -> None:
     """The fields of a build; sends the same options as the command line has."""
-    with st.form("new_build", border=True):
+    with st.container(border=True):
         st.subheader("New build", anchor=False)
         data = st.selectbox(
             "Data",
-            ["mnist5k"],
+            [DEMO],
             key="data",
             accept_new_options=True,
-            help="A data set by name. mnist5k: 4,500 training and 500 test images of digits.",
+            help="mnist5k: 4,500 training and 500 test images of digits. Or your own: the path of "
+            "a folder with a folder of images for each class (in train and test, or split for "
+            "you), of Parquet files, or of a .csv with columns path and label.",
         )
+        settings(whole(data))
+
+
+def settings(data: str) -> None:
+    """The rest of the form, whose defaults are for these data."""
+    demo = data == DEMO
+    with st.form("new_build", border=False):
         noise = st.slider(
             "Wrong labels put in on purpose, %",
             0,
             50,
-            10,
-            key="noise",
+            10 if demo else 0,
+            key="noise" if demo else "noise_own",
             help="To see whether they are found again. The true labels are kept aside.",
         )
         model = st.selectbox(
             "Network",
-            ["mlp", "cnn", "resnet9"],
-            key="model",
+            ["mlp", "cnn", "resnet9"] if demo else ["cnn", "mlp", "resnet9"],
+            key="model" if demo else "model_own",
             accept_new_options=True,
-            help="mlp is the fastest; or timm:NAME, torchvision:NAME.",
+            help="mlp is the fastest, cnn sees shapes; or timm:NAME, torchvision:NAME.",
         )
         strategy = st.selectbox(
             "Ensemble",
@@ -132,7 +142,8 @@ def jobs(was_busy: bool) -> None:
             words, action = st.columns([5, 2], vertical_alignment="center")
             words.markdown(f"{MARKS[job.state]} {span(job.seconds)}")
             command = [] if job.command == "build" else [job.command]
-            words.caption(f"`{' '.join([*command, *job.options]) or 'default settings'}`")
+            said = " ".join([*command, *job.options]).replace("`", "'")
+            words.caption(f"`{said or 'default settings'}`")
             if job.state == RUNNING:
                 if action.button("Cancel", key=f"cancel_{job.id}", width="stretch"):
                     engine().cancel(job.id)

@@ -18,7 +18,7 @@ from pages.parts.measuring import measurements, measuring
 from pages.parts.opened import build_or_stop, command_line, engine, ensemble_name, go
 from pages.parts.thumbs import inline
 from pages.parts.trouble import guarded
-from pages.parts.words import blink, readable, size, span
+from pages.parts.words import blink, literal, readable, size, span
 
 Row = dict[str, Any]  # of `Engine.compared`
 
@@ -241,7 +241,7 @@ def answers(build: Build, columns: list[Row], test_id: int) -> None:
     answer = build.query(test_id, 1, target)
     picture.image(build.image("test", test_id), width=110)
     with words:
-        said = build.classes[answer.predicted], build.classes[answer.label]
+        said = [literal(build.classes[c]) for c in (answer.predicted, answer.label)]
         st.markdown(f"Test image **{test_id}**, predicted **{said[0]}**, labelled **{said[1]}**")
         target = st.session_state["target"] = question(build, answer)
         side = st.segmented_control(
@@ -282,10 +282,10 @@ def answers(build: Build, columns: list[Row], test_id: int) -> None:
     ]
     charts.ranks(drawn, shared, build.classes, "ranks")
     st.caption(
-        f"The {HITS} strongest {side} of **{build.classes[found[0].target]}** by rank; a line "
-        "joins the same training image; one without is not among the neighbour's. Each ensemble's "
-        "scores have a scale of their own; the band is two standard errors each way. Point at an "
-        "image to follow it."
+        f"The {HITS} strongest {side} of **{literal(build.classes[found[0].target])}** by rank; a "
+        "line joins the same training image; one without is not among the neighbour's. Each "
+        "ensemble's scores have a scale of their own; the band is two standard errors each way. "
+        "Point at an image to follow it."
     )
     flips(build, columns, opened, ids, test_id, target)
 

@@ -213,7 +213,8 @@ def by_hand() -> None:
 def explain(build: Build, test_id: int, labels: Labels, on_hit: Handle, on_label: Handle) -> None:
     """The chosen prediction and the hits of the class that the question is about."""
     target = st.session_state.get("target", "predicted")
-    answer = build.query(test_id, HITS, target)
+    count = min(HITS, len(build.train_labels_N))
+    answer = build.query(test_id, count, target)
     shown, sent = st.columns([6, 1])
     with shown:
         card(build, answer, labels, on_label)
@@ -221,11 +222,11 @@ def explain(build: Build, test_id: int, labels: Labels, on_hit: Handle, on_label
     asked = question(build, answer, None if label == answer.label else label)
     if asked != target:
         st.session_state["target"] = target = asked
-        answer = build.query(test_id, HITS, target)
+        answer = build.query(test_id, count, target)
     st.query_params.update({"test": str(test_id), "target": target})
     with sent:
         report(
-            lambda: prediction(build, test_id, HITS, target),
+            lambda: prediction(build, test_id, count, target),
             f"test-{test_id}-{build.id}",
             "One page to send to someone: this prediction and the images behind it.",
             "report",

@@ -7,6 +7,7 @@ from attribution.engine import Build
 from pages.parts import charts
 from pages.parts.asked import deciding, on_test, test_item
 from pages.parts.builds_table import builds_table
+from pages.parts.findings import findings
 from pages.parts.grid import consume, grid, notice
 from pages.parts.opened import DOUBT, build_or_stop, command_line, engine, go, thumb
 from pages.parts.words import span
@@ -22,6 +23,8 @@ def main() -> None:
     )
     consume("overview_wrong", lambda action: marked(build, action))
     consume("overview_suspects", to_review)
+    consume("leaks", to_either)
+    consume("clashes", to_either)
     notice()
     if "go" in st.session_state:
         go(st.session_state.pop("go"))
@@ -31,6 +34,7 @@ def main() -> None:
         mistakes(build)
     with right:
         suspects(build)
+    findings(build, to_either)
     doubts(build)
     st.subheader("Builds", anchor=False)
     builds_table("builds_table")
@@ -149,6 +153,12 @@ def to_explain(action: dict) -> None:
 def to_review(action: dict) -> None:
     """Put the review's cursor on the picked image."""
     st.session_state.update(review_at=action.get("id"), go="review")
+
+
+def to_either(action: dict) -> None:
+    """Open the picked image of `findings`: a prediction, or a label."""
+    position, train = divmod(action.get("id", 0), 2)
+    (to_review if train else to_explain)({"id": position})
 
 
 main()

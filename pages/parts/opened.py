@@ -11,6 +11,8 @@ from streamlit.delta_generator import DeltaGenerator
 
 from attribution.engine import Build, Engine
 
+from .words import literal
+
 DOUBT = 0.5  # a label that is wrong with a higher probability is called suspicious
 CACHE, WORKSPACE = "PROBABLE_CAUSE_CACHE", "PROBABLE_CAUSE_WORKSPACE"
 
@@ -52,7 +54,7 @@ def build_or_stop(title: str, about: str) -> Build:
             )
         build = engine().open(wanted)
     else:
-        choice.caption(names[wanted], text_alignment="right")
+        choice.caption(literal(names[wanted]), text_alignment="right")
     if st.query_params.get("build") != build.id:
         st.query_params["build"] = build.id
     st.session_state["build"] = build.id
@@ -106,6 +108,8 @@ def no_builds() -> None:
             go("builds")
         st.caption("Or in a terminal:")
         st.code(command_line(["build", "--noise", "0.1"]), language="bash")
+        st.caption("With images of your own, in a folder for each class:")
+        st.code(command_line(["build", "--data", "FOLDER"]), language="bash")
 
 
 def command_line(words: list[str]) -> str:
@@ -115,6 +119,15 @@ def command_line(words: list[str]) -> str:
         cache_dir = cache_dir.relative_to(Path.cwd())
     where = [] if cache_dir == Path("cache") else ["--cache", str(cache_dir)]
     return shlex.join(["python", "-m", "attribution", *words, *where])
+
+
+def whole(data: str) -> str:
+    """A path from the root on, because the build starts in another folder; a name as it is."""
+    try:
+        path = Path(data).expanduser()
+        return str(path.absolute()) if path.exists() else data
+    except (OSError, RuntimeError, ValueError):
+        return data
 
 
 def thumb(build: Build, split: str, position: int) -> str:

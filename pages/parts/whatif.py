@@ -17,7 +17,7 @@ from .jobs import RUNNING, framed
 from .opened import command_line, engine
 from .reach import expander, unscaled
 from .trouble import guarded
-from .words import sure
+from .words import literal, sure
 
 COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 FOR, AGAINST, OWN = SIDES = ("strongest for", "strongest against", "my own choice")
@@ -94,12 +94,13 @@ def chosen(build: Build, answer: Answer) -> list[int]:
     picked = st.session_state["picked"]
     if side != OWN:
         st.query_params.pop("picked", None)
-        limit = len(build.train_labels_N) // 4
+        limit = max(len(build.train_labels_N) // 4, COUNTS[1])
+        counts = [k for k in COUNTS if k <= limit]
         count = right.select_slider(
             "How many",
-            [k for k in COUNTS if k <= limit],
+            counts,
             key="count",
-            value=20,
+            value=min(20, counts[-1]),
             bind="query-params",
             persist_state="session",
         )
@@ -118,7 +119,7 @@ def chosen(build: Build, answer: Answer) -> list[int]:
 
 def outcome(build: Build, told: Forecast, found: list[Row]) -> None:
     """Now, predicted and realised, side by side."""
-    name = build.classes[told.target]
+    name = literal(build.classes[told.target])
     count = f"{len(told.removed)} image{'s' if len(told.removed) > 1 else ''}"
     with st.container(gap="small"):
         now, predicted, realised = st.columns(3)
@@ -168,7 +169,7 @@ def outcome(build: Build, told: Forecast, found: list[Row]) -> None:
         f"{one['seeds']} pairs of networks that differ only in these images; those with all "
         f"images are sure by {sure(one['before'])}.",
     )
-    before, after = build.classes[one["said_before"]], build.classes[one["said_after"]]
+    before, after = (literal(build.classes[one[k]]) for k in ("said_before", "said_after"))
     if one["flipped"]:
         badge = ":orange-badge[:material/swap_horiz: It flips]"
         st.markdown(f"{badge} Retrained networks say **{after}** instead of **{before}**.")

@@ -1,7 +1,9 @@
-"""Numbers as people read them."""
+"""Numbers as people read them, and names as they are."""
 
 import math
 import re
+
+MARKS = re.compile(r"([!-/:-@\[-`{-~])")  # ASCII punctuation, all that Markdown has
 
 
 def span(seconds: float | None) -> str:
@@ -47,11 +49,6 @@ def percent(probability: float) -> str:
     return "<1%" if probability < 0.5 else ">99%"
 
 
-def literal(name: str) -> str:
-    """A name as it is, where Markdown is read."""
-    return re.sub(r"([^\w\s])", r"\\\1", " ".join(name.split()))
-
-
 def size(count: float) -> str:
     """A number of bytes in decimal units: 9.3 MB."""
     for unit in ("B", "kB", "MB", "GB"):
@@ -59,3 +56,8 @@ def size(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"
+
+
+def literal(name: str) -> str:
+    """A name from a person's files, for a text that is read as Markdown."""
+    return MARKS.sub(r"\\\1", " ".join(name.split()))
