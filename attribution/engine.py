@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
+from io import BufferedIOBase
 from pathlib import Path
 from typing import Any, TypeVar, cast
 from unicodedata import category
@@ -27,9 +28,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
-from . import groups, jobs, reading, signals, strategies, testlabels, tuning, whatif
+from . import archives, groups, jobs, reading, signals, strategies, testlabels, tuning, whatif
 from . import index as indexes
 from .adapters import checked, fitted, loaded, saved
+from .archives import Unpacked
 from .brittleness import BrittlenessSpec, flips
 from .brittleness import check as check_removals
 from .brittleness import summary as brittle
@@ -140,6 +142,10 @@ class Engine:
         data set.
         """
         return reading.read(self.store, text, spec, report)
+
+    def unpacked(self, archive: BufferedIOBase, name: str, report: Report = silent) -> Unpacked:
+        """A person's archive, unpacked into the workspace; its folder is for `read`."""
+        return archives.unpacked(archive, name, self.workspace / "data", report=report)
 
     def check(self, spec: BuildSpec) -> None:
         """Raise `UserError` for a spec that makes no sense, whatever its data are."""

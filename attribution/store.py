@@ -233,19 +233,18 @@ class Store:
 
 
 @contextmanager
-def writable(root: Path) -> Iterator[None]:
-    """Turn the operating system's refusals into one sentence about the cache."""
+def writable(root: Path, what: str = "cache") -> Iterator[None]:
+    """Turn the operating system's refusals into one sentence about the cache, or the workspace."""
     try:
         yield
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         free = "a full disk" if full else (error.strerror or str(error)).lower()
         raise UserError(
-            found=f"the cache {root} cannot be written ({free})",
+            found=f"the {what} {root} cannot be written ({free})",
             wanted="a folder with room that this user may write to",
-            next_step="free some space or choose another with --cache"
-            if full
-            else "mend its permissions or choose another with --cache",
+            next_step=f"{'free some space' if full else 'mend its permissions'} or choose "
+            f"another with --{what}",
         ) from error
 
 
