@@ -271,7 +271,7 @@ class Careful:
 
 
 def in_zip(archive: BufferedIOBase, files: int) -> Iterator[Inside]:
-    with zipfile.ZipFile(Careful(archive, files)) as opened:  # type: ignore[arg-type]
+    with zipfile.ZipFile(Careful(archive, files)) as opened:
         for one in opened.infolist():
             if one.flag_bits & 0x1:
                 raise Refused("is locked by a password")

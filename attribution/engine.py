@@ -12,7 +12,7 @@ import resource
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from io import BufferedIOBase
@@ -29,6 +29,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
 from . import archives, groups, jobs, reading, signals, strategies, testlabels, tuning, whatif
+from . import estimate as estimates
 from . import index as indexes
 from .adapters import checked, fitted, loaded, saved
 from .archives import Unpacked
@@ -39,6 +40,7 @@ from .changes import Changes, changes
 from .compare import Variance, variance
 from .data import Dataset, Split, clean_labels, dataset
 from .decisions import Decisions
+from .estimate import Counts, Estimate
 from .estimators import ESTIMATORS, Whitening, asked, q, whitening
 from .features import Block, Examples, Projected, block, margins, projected
 from .folds import FoldsSpec, folds, folds_id
@@ -49,6 +51,7 @@ from .members import View, example_keys
 from .metrics import ceiling, detection, interval, lds
 from .mislabels import SIGNALS, suspects
 from .models import check_name, code_id, inputs, network
+from .proposal import Proposal, proposed
 from .records import (
     Answer,
     BuildSpec,
@@ -156,6 +159,31 @@ class Engine:
     ) -> dict[str, Any]:
         """What a person should know of their own files before building on them."""
         return reading.described(self.store, text, spec, report)
+
+    def proposed(self, found: Mapping[str, Any]) -> Proposal:
+        """Settings for data that `described` described."""
+        return proposed(found)
+
+    def estimate(self, spec: BuildSpec) -> Estimate:
+        """What `build` will take, by a probe of a few seconds. Raises `UserError` as it does."""
+        found = self._probe(spec)
+        seconds = estimates.seconds(found)
+        return Estimate(seconds, estimates.sizes(found), estimates.free(self.cache))
+
+    def room(self, spec: BuildSpec) -> None:
+        """Raise `UserError` where the disk has not the room for a build."""
+        sizes = estimates.sizes(self._probe(spec))
+        Estimate({}, sizes, estimates.free(self.cache)).check()
+
+    def _probe(self, spec: BuildSpec) -> estimates.Probe:
+        check(spec)
+        data = dataset(self.store, spec.data)
+        counts = Counts(len(data.train), len(data.test), len(data.classes))
+        rows = np.linspace(0, counts.train - 1, min(estimates.PROBE, counts.train)).astype(int)
+        half = data.train
+        names = tuple(half.ids[i] for i in rows)
+        some = examples(spec, data, Split(half.images[rows], half.labels_N[rows], names))
+        return estimates.probe(spec, counts, network(spec.model, data, spec.width, spec.seed), some)
 
     def build(self, spec: BuildSpec, report: Report = silent, beside: str = "") -> dict[str, Any]:
         """Make everything `spec` asks for that is not there yet, and the build's summary.
