@@ -185,6 +185,10 @@ def build(
     epochs: Annotated[int, typer.Option(help="Training epochs.")] = DEFAULT.epochs,
     width: Annotated[float, typer.Option(help="Factor on the layers' widths.")] = DEFAULT.width,
     seed: Annotated[int, typer.Option(help="Seed of the networks.")] = DEFAULT.seed,
+    estimate: Annotated[
+        bool,
+        typer.Option("--estimate", help="Only say what it will take: seconds and bytes, measured."),
+    ] = False,
     cache: Cache = CACHE,
     as_json: AsJson = False,
     job: Annotated[str, typer.Option(hidden=True)] = "",
@@ -252,6 +256,8 @@ def build(
         engine.check(spec)  # before a large folder is read
         named = engine.read(data, how, report)
         spec = replace(spec, data=replace(spec.data, name=named.name, pixels=named.pixels))
+        if estimate:
+            return show_estimate(engine.estimate(spec), as_json)
         already = engine.finished(spec)
         summary = engine.build(spec, report)
         finish(state="done", build=summary["build"])
@@ -272,6 +278,19 @@ def build(
     if summary["fallback"]:
         out.print(f"By the slower fallback: {', '.join(summary['fallback'])}.")
     return None
+
+
+def show_estimate(found: Any, as_json: bool) -> None:
+    """Print what a build will take; raise where the disk has not the room."""
+    if as_json:
+        show_json({"seconds": found.seconds, "bytes": found.bytes, "free": found.free})
+    else:
+        parts = ", ".join(f"{name} {value:.1f} s" for name, value in found.seconds.items())
+        out.print(
+            f"About {found.time:.0f} s ({parts}) and {found.room / 1e6:.0f} MB of the "
+            f"{found.free / 1e9:.1f} GB that are free, on this machine as busy as it is now."
+        )
+    found.check()
 
 
 @app.command(name="data")

@@ -75,7 +75,7 @@ class Unpacked:
     @property
     def words(self) -> str:
         """What was left in the archive; nothing for nothing."""
-        parts = [f"{count:,} {what}" for what, count in self.passed.items()]
+        parts = [f"{what} ({count:,})" for what, count in self.passed.items()]
         return f"Left in the archive: {', '.join(parts)}." if parts else ""
 
 
@@ -152,6 +152,13 @@ def remembered(place: Path) -> Unpacked | None:
         return Unpacked(place, facts["kept"], facts["passed"])
     except (OSError, ValueError, KeyError):
         return None
+
+
+def all_unpacked(into: Path) -> list[Unpacked]:
+    """What was unpacked into a folder, the newest first."""
+    places = [p for p in into.iterdir() if not p.name.startswith(".")] if into.is_dir() else []
+    found = [one for place in places if (one := remembered(place))]
+    return sorted(found, key=lambda one: (one.folder / TOLD).stat().st_mtime, reverse=True)
 
 
 def stem(shown: str) -> str:

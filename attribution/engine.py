@@ -150,6 +150,10 @@ class Engine:
         """A person's archive, unpacked into the workspace; its folder is for `read`."""
         return archives.unpacked(archive, name, self.workspace / "data", report=report)
 
+    def uploads(self) -> list[Unpacked]:
+        """What was unpacked, the newest first."""
+        return archives.all_unpacked(self.workspace / "data")
+
     def check(self, spec: BuildSpec) -> None:
         """Raise `UserError` for a spec that makes no sense, whatever its data are."""
         check(spec)

@@ -27,10 +27,10 @@ from .index import OVERSAMPLING, RANGE_MEMBERS
 from .records import BuildSpec, Checkpoint, Member, RunSpec, UserError
 from .train import train
 
-PROBE = 512  # examples at most
+PROBE = 256  # examples at most
 FIRST = 16  # of them to begin with
-ENOUGH = 0.5  # seconds of one measurement
-SIDE = 1024  # of the matrices that are timed
+ENOUGH = 0.3  # seconds of one measurement
+SIDE = 512  # of the matrices that are timed
 WRONG = 0.1  # share of test examples asked about a second class; unknown before the training
 
 

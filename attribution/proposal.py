@@ -59,8 +59,7 @@ def proposed(found: Mapping[str, Any]) -> Proposal:
     colour = "colour" if channels == 3 else "grey"
     why = (
         f"For {count:,} {colour} images of {size} × {size}: {reason}; in {epochs} epochs each "
-        f"network sees {count * epochs:,}; {models} networks of {masks} masks are enough to tell "
-        "what is noise."
+        f"network sees {count * epochs:,}; the ensemble is {models} networks of {masks} masks each."
     )
     return Proposal(model=model, width=width, epochs=epochs, models=models, masks=masks, why=why)
 

@@ -176,7 +176,7 @@ def test_the_first_file_of_a_name_is_kept(tmp_path: Path) -> None:
         "files by names that cannot be": 1,
         "files more than 20 folders deep": 1,
     }
-    assert "4 files by a name that was taken" in found.words
+    assert "files by a name that was taken (4)" in found.words
 
 
 def test_names_of_every_script_and_none(tmp_path: Path) -> None:

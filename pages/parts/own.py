@@ -1,0 +1,127 @@
+"""A person's own images on the page of builds: uploaded, looked at, and what suits them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from attribution.archives import KINDS, LIMITS
+from attribution.records import UserError
+
+from .opened import engine
+from .words import literal
+
+DESCRIBED = "described"  # in the session: what was found, by what was given as data
+SHOWN = 5  # files of a kind that are named
+STAGES = {"unpack": "Unpacking", "read": "Reading the images", "resize": "Bringing to one size",
+          "twins": "Looking for the same image twice"}  # fmt: skip
+
+
+def uploaded() -> None:
+    """A place to drop an archive; unpacked and looked at, it is the data that is chosen."""
+    turn = st.session_state.setdefault("upload", 0)
+    file = st.file_uploader(
+        "Or upload your own images",
+        [kind.removeprefix(".") for kind in KINDS],
+        key=f"upload_{turn}",
+        max_upload_size=LIMITS.packed // 10**6,
+        help="An archive of a folder of images for each class (in train and test, or split for "
+        "you), of Parquet files, or of a .csv with columns path and label and its images. At most "
+        f"{LIMITS.packed // 10**6} MB, {LIMITS.files:,} files and "
+        f"{LIMITS.unpacked // 10**9} GB unpacked. It stays on the machine this app runs on.",
+    )
+    if file is None:
+        if trouble := st.session_state.pop("upload_trouble", ""):
+            st.warning(trouble, icon=":material/info:")
+        return
+    try:
+        with Progress() as report:
+            found = engine().unpacked(file, file.name, report)
+            data = str(found.folder)
+            look(data, report)
+        st.session_state[DESCRIBED][data]["left"] = found.words
+        st.session_state["data"] = data
+    except UserError as error:
+        st.session_state["upload_trouble"] = str(error)
+    st.session_state["upload"] = turn + 1  # an empty one: the file is not kept in memory
+    st.rerun()
+
+
+def look(data: str, report: Callable[[str, int, int], None]) -> None:
+    """Read the images of `data`, for `described`."""
+    found = engine().described(data, report=report)
+    st.session_state.setdefault(DESCRIBED, {})[data] = found
+
+
+def described(data: str) -> dict[str, Any] | None:
+    """What the data are, once they were looked at; else a button that looks."""
+    found = st.session_state.get(DESCRIBED, {}).get(data)
+    if found is None:
+        words = "Reads them: classes, what cannot be used, settings that suit."
+        if st.button("Look at these images", key="look", icon=":material/search:", help=words):
+            with Progress() as report:
+                look(data, report)
+            st.rerun()
+        return None
+    colour = "colour" if found["channels"] == 3 else "grey"
+    st.markdown(
+        f"**{literal(found['name'])}**: {found['train']:,} training and {found['test']:,} test "
+        f"images of {len(found['classes'])} classes, brought to {found['size']} × "
+        f"{found['size']} pixels, {colour}."
+    )
+    for words in (*found["notes"], found.get("left", "")):
+        if words:
+            st.caption(literal(words))
+    faults(found)
+    return found
+
+
+def faults(found: dict[str, Any]) -> None:
+    """What reading had to say: images set aside, leaks, contradictions."""
+    lists = {
+        "Set aside, because they cannot be used": [
+            f"{one['path']}: {one['reason']}" for one in found["aside"]
+        ],
+        "Test images that are in the training half too": [
+            f"{one['test']} = {one['train']}" for one in found["leaks"]
+        ],
+        "The same image under two labels": [
+            f"{one['first']} ({one['labels'][0]}) = {one['second']} ({one['labels'][1]})"
+            for one in found["clashes"]
+        ],
+    }
+    some = {title: lines for title, lines in lists.items() if lines}
+    if not some:
+        return
+    title = " · ".join(f"{title}: {len(lines):,}" for title, lines in some.items())
+    with st.expander(title, icon=":material/info:", key="faults"):
+        for title, lines in some.items():
+            more = f"\n... and {len(lines) - SHOWN:,} more" if len(lines) > SHOWN else ""
+            st.caption(title)
+            st.code("\n".join(lines[:SHOWN]) + more, language=None, wrap_lines=True)
+
+
+def choices() -> list[str]:
+    """Folders that were uploaded before, the newest first."""
+    return [str(one.folder) for one in engine().uploads()]
+
+
+def shown(data: str) -> str:
+    """A choice of data in words."""
+    return f"{Path(data).name} (uploaded)" if data in choices() else data
+
+
+class Progress:
+    """A bar while something is read on the page; gives its `Report`."""
+
+    def __enter__(self) -> Callable[[str, int, int], None]:
+        self.bar = st.progress(0.0, text="starting")
+        return self.report
+
+    def report(self, stage: str, done: int, total: int) -> None:
+        share = min(done / total, 1.0) if total else 0.0
+        self.bar.progress(share, text=STAGES.get(stage, stage))
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.empty()
