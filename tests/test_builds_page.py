@@ -1,0 +1,91 @@
+"""The page of builds: an archive becomes data, a disk without room, what ended before its time."""
+
+from pathlib import Path
+
+import pytest
+from apptest import at_place, fine, page
+from conftest import Tiny
+from pictures import photos
+from test_archives import zipped
+
+from attribution import jobs
+from attribution.engine import Engine
+
+FILES = photos(train=5, test=2)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tiny:
+    return at_place(Tiny(tmp_path / "cache", tmp_path / "ws", ""), monkeypatch)
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """What would have been started."""
+    found: list[list[str]] = []
+    monkeypatch.setattr(Engine, "start", lambda self, options, *_: found.append(options) or "job")
+    return found
+
+
+def press(app, label: str):
+    return next(b for b in app.button if b.label == label).click().run()
+
+
+def text(app) -> str:
+    return " ".join(e.value for e in (*app.markdown, *app.caption, *app.warning, *app.info))
+
+
+def test_an_archive_is_uploaded_looked_at_estimated_and_built(place, started) -> None:
+    app = fine(page("builds"))
+    app.file_uploader[0].upload("photos.zip", zipped(FILES).getvalue(), "application/zip").run()
+    (folder,) = (p for p in (place.workspace / "data").iterdir() if p.is_dir())
+    assert app.selectbox(key="data").value == str(folder)
+    assert "15 training and 6 test images of 3 classes" in text(fine(app))
+    assert "cnn sees shapes" in text(app)
+    of = Engine(place.cache, place.workspace).described(str(folder))["data"]
+    assert app.number_input(key=f"epochs_{of}").value == 150
+    app.number_input(key=f"models_{of}").set_value(1)
+    app.number_input(key=f"masks_{of}").set_value(2)
+    press(app, "Estimate")
+    assert "that are free" in text(fine(app))
+    fine(press(app, "Start build"))
+    (options,) = started
+    given = dict(zip(options[::2], options[1::2], strict=True))
+    assert given["--data"] == str(folder) and given["--model"] == "cnn"
+    assert given["--models"] == "1" and given["--masks"] == "2"
+    again = fine(page("builds"))  # another visit finds what was uploaded
+    assert f"{folder.name} (uploaded)" in again.selectbox(key="data").options
+
+
+def test_a_bad_archive_is_one_sentence_and_leaves_the_form(place) -> None:
+    app = fine(page("builds"))
+    content = zipped({"../x.png": b"x"}).getvalue()
+    app.file_uploader[0].upload("bad.zip", content, "application/zip").run()
+    (said,) = [w.value for w in fine(app).warning]
+    assert "bad.zip names a file outside of itself" in said
+    assert any(b.label == "Start build" for b in app.button)
+    assert app.selectbox(key="data").value == "mnist5k"
+
+
+def test_a_build_without_room_is_not_started(place, started, monkeypatch) -> None:
+    monkeypatch.setattr("attribution.estimate.free", lambda cache: 1000)
+    app = press(page("builds"), "Start build")
+    assert any("free on the disk" in w.value for w in fine(app).warning) and not started
+
+
+def test_a_build_that_ended_early_is_resumed_once(place, started) -> None:
+    folder = place.cache / "jobs"
+    for n, (state, options) in enumerate(
+        [("failed", ["--seed", "7"]), ("done", ["--seed", "8"]), ("cancelled", ["--seed", "9"]),
+         ("done", ["--seed", "9"])]
+    ):  # fmt: skip
+        job = folder / f"{n:012x}"
+        job.mkdir(parents=True)
+        request = {"command": "build", "options": options, "created": n}
+        jobs.write(job / "request.json", request)
+        jobs.write(job / "status.json", {"state": state, "seconds": 3})
+    app = page("builds")
+    resume = [b for b in app.button if b.label == "Resume"]
+    assert [b.key for b in resume] == ["resume_000000000000"]  # the other went on already
+    resume[0].click().run()
+    assert started == [["--seed", "7"]]
