@@ -10,7 +10,7 @@ from .words import size, span
 
 KEPT = "estimated"
 STAGES = {"train": "training", "basis": "finding directions", "features": "gradients",
-          "fit": "index"}  # fmt: skip
+          "fit": "fitting the index"}  # fmt: skip
 
 
 def estimate(spec: BuildSpec) -> None:
