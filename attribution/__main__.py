@@ -75,13 +75,48 @@ def build(
             help="mlp, cnn, resnet9, timm:NAME, torchvision:NAME or FILE.py:FUNCTION (runs it)."
         ),
     ] = DEFAULT.model,
+    checkpoint: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A file with a network's weights (safetensors, or a state dict of torch.save), or "
+            "the id of some in the cache; nothing is trained. Once for each network."
+        ),
+    ] = None,
+    pretrained: Annotated[
+        bool,
+        typer.Option(
+            "--pretrained", help="Start from the library's own weights of timm: or torchvision:."
+        ),
+    ] = False,
+    start: Annotated[
+        str, typer.Option(help="A file (or id) of weights to start training from.")
+    ] = DEFAULT.start,
+    freeze: Annotated[bool, typer.Option("--freeze", help="Train only the last layer.")] = False,
+    preprocess: Annotated[
+        str | None,
+        typer.Option(
+            help="How images become input: library (three channels as its own weights expect, left "
+            "out with --pretrained), FILE.py:FUNCTION (runs it: uint8 batch to float tensor), or, "
+            "left out, by the training pixels' mean and deviation."
+        ),
+    ] = None,
+    train: Annotated[
+        str,
+        typer.Option(
+            help="FILE.py:FUNCTION that trains a network (runs it; `attribution.train.by_own` has "
+            "its contract), also wherever networks are trained again; none: nothing ever is."
+        ),
+    ] = DEFAULT.train,
     strategy: Annotated[
         str,
         typer.Option(
             help="naive, dropout, forward (masks for q), lora, snapshots, finetunes, draws, blocks."
         ),
     ] = DEFAULT.strategy,
-    models: Annotated[int, typer.Option(help="Networks trained.")] = DEFAULT.models,
+    models: Annotated[
+        int | None,
+        typer.Option(help=f"Networks trained; {DEFAULT.models} if left out.", show_default=False),
+    ] = None,
     masks: Annotated[int | None, typer.Option(help="Dropout masks of each network.")] = None,
     dropout: Annotated[float, typer.Option(help="Share of units that a mask drops.")] = DEFAULT.p,
     shared_masks: Annotated[
@@ -150,6 +185,8 @@ def build(
         int, typer.Option(help="Dimensions of the compressed index.")
     ] = DEFAULT.index_dims,
     epochs: Annotated[int, typer.Option(help="Training epochs.")] = DEFAULT.epochs,
+    learning_rate: Annotated[float, typer.Option(help="Of training.")] = DEFAULT.rate,
+    batch: Annotated[int, typer.Option(help="Images a step of training.")] = DEFAULT.batch_size,
     width: Annotated[float, typer.Option(help="Factor on the layers' widths.")] = DEFAULT.width,
     seed: Annotated[int, typer.Option(help="Seed of the networks.")] = DEFAULT.seed,
     cache: Cache = CACHE,
@@ -174,8 +211,9 @@ def build(
             "blocks": blocks,
         },
     )
+    given = list(checkpoint or ())
     if q is None:
-        q = strategies.usual_q(axes["forward_only"])
+        q = strategies.usual_q(axes["forward_only"], watched=not (given or train))
     if q_power is None:
         q_power = strategies.usual_power(estimator, axes["masks"], q)
     spec = BuildSpec(
@@ -188,9 +226,14 @@ def build(
         ),
         model=model,
         width=width,
+        freeze=freeze,
+        preprocess=preprocess or ("library" if pretrained else ""),
+        train=train,
         epochs=epochs,
+        rate=learning_rate,
+        batch_size=batch,
         strategy=strategy,
-        models=models,
+        models=models if models is not None else len(given) or DEFAULT.models,
         p=dropout,
         shared_masks=shared_masks,
         redraw=redraw,
@@ -213,6 +256,7 @@ def build(
     )
     engine = open_engine(cache)
     with progress() as report, reported(cache, job, report) as (report, finish):
+        spec = engine.brought(spec, given, start, pretrained)
         already = engine.finished(spec)
         summary = engine.build(spec, report)
         finish(state="done", build=summary["build"])
@@ -232,6 +276,16 @@ def build(
         out.print(f"Not covered: {', '.join(summary['left_out'])}.")
     if summary["fallback"]:
         out.print(f"By the slower fallback: {', '.join(summary['fallback'])}.")
+    if summary["fresh"]:
+        out.print(
+            "Began afresh, because the weights were of another number of classes: "
+            f"{', '.join(summary['fresh'])}."
+        )
+    if given and not spec.preprocess:
+        out.print(
+            "Images were normalised by the training pixels' mean and deviation; if the networks "
+            "were trained otherwise, say how with --preprocess."
+        )
     return None
 
 

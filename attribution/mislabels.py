@@ -35,7 +35,8 @@ def suspects(
     `score` is the probability that the label is wrong; `influence` what the example alone does for
     its own label, `disagreement` how far the networks are from saying the same of it, and `kind`
     tells by these: `wrong` more likely than not, else `ambiguous` where they disagree most, else
-    `clear`. `signal_unseen` is there where the evidence has it.
+    `clear`. `signal_unseen` is there where the evidence has it, `signal_training` where somebody
+    watched the networks while they were trained.
     """
     at = np.arange(len(labels_N))
     given_N = evidence.belief_NC[at, labels_N]
@@ -51,7 +52,7 @@ def suspects(
         "suggested_label": best_N,
         "given_probability": given_N,
         "suggested_probability": suggested_N,
-        "signal_training": (1 + suggested_N - given_N) / 2,
+        **({"signal_training": (1 + suggested_N - given_N) / 2} if evidence.watched else {}),
         "signal_masks": evidence.q_N,
         "signal_influence": percentile(influence_N),
         "signal_neighbours": 1 - evidence.neighbours_NC[at, labels_N],
@@ -64,8 +65,9 @@ def suspects(
     frame["disagreement"] = evidence.disagreement_N
     frame["score"] = fused(labels_N, evidence)
     frame["kind"] = kinds(frame["score"].to_numpy(), evidence.disagreement_N)
+    since = "While training, the networks" if evidence.watched else "The ensemble's members"
     frame["why"] = [
-        f"While training, the networks believed {100 * b:.0f} % in “{classes[other]}” "
+        f"{since} believed {100 * b:.0f} % in “{classes[other]}” "
         f"and {100 * a:.0f} % in the given “{classes[label]}”."
         for label, other, a, b in zip(labels_N, best_N, given_N, suggested_N, strict=True)
     ]

@@ -89,7 +89,12 @@ class Draft:
         self.bytes_of(f"{name}.npy", buffer.getvalue())
 
     def weights(self, values: Mapping[str, torch.Tensor], name: str = "weights") -> None:
-        whole = {k: v.detach().cpu().contiguous() for k, v in values.items()}
+        whole, seen = {}, set()
+        for key, value in values.items():
+            value = value.detach().cpu().contiguous()
+            place = value.untyped_storage().data_ptr()
+            whole[key] = value.clone() if place in seen else value  # tied: safetensors takes none
+            seen.add(place)
         self.bytes_of(f"{name}.safetensors", save(whole))
 
     def bytes_of(self, name: str, content: bytes) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from .features import Examples
 from .gradients import margin
 from .metrics import lds
+from .models import last_layer
 from .records import RunSpec, TruthSpec
 from .truth import subset
 
@@ -119,12 +120,6 @@ def refitted(
     with torch.no_grad():
         logits_STC = input_TH @ fitted_SHC
     return Heads(subsets_SN, np.stack([margin(z, test.target_N).numpy() for z in logits_STC]))
-
-
-def last_layer(network: nn.Module, classes: int) -> nn.Linear | None:
-    """The linear layer that a network ends in, if it does."""
-    linear = [m for m in network.modules() if type(m) is nn.Linear and m.out_features == classes]
-    return linear[-1] if linear else None
 
 
 def reaching(network: nn.Module, layer: nn.Linear, examples: Examples) -> Tensor:
