@@ -18,6 +18,7 @@ from typing import Annotated, Any, cast
 import numpy as np
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -290,21 +291,103 @@ def build(
 
 
 @app.command(name="list")
-def list_builds(cache: Cache = CACHE, as_json: AsJson = False) -> None:
+def list_builds(workspace: Workspace = None, cache: Cache = CACHE, as_json: AsJson = False) -> None:
     """The finished builds, newest first."""
-    found = open_engine(cache).builds()
+    found = open_engine(cache, workspace).builds()
     if as_json:
         return show_json(found)
     if not found:
         out.print(f"No builds in {cache}: make one with `python -m attribution build`.")
         return None
-    table = Table("build", "data", "noise", "network", "ensemble", "estimator", "accuracy", "made")
+    said = [what for what in ("name", "note") if any(b[what] for b in found)]
+    table = Table(
+        "build", *said, "data", "noise", "network", "ensemble", "estimator", "accuracy", "made"
+    )
     for b in found:
         table.add_row(
-            b["build"], b["data"], f"{b['noise']:.0%}", b["model"], b["ensemble"], b["estimator"],
+            b["build"], *(escape(b[what]) for what in said), b["data"], f"{b['noise']:.0%}",
+            b["model"], b["ensemble"], b["estimator"],
             f"{b['accuracy']:.3f}", b["created"],
         )  # fmt: skip
     out.print(table)
+    return None
+
+
+@app.command()
+def rename(
+    build_id: BuildId,
+    name: Annotated[str, typer.Argument(help='What to call it; "" takes its name away.')],
+    workspace: Workspace = None,
+    cache: Cache = CACHE,
+    as_json: AsJson = False,
+) -> None:
+    """Give a build a name, which `list` and the app show; its id stays what it is."""
+    say(open_engine(cache, workspace), build_id, as_json, name=name)
+
+
+@app.command()
+def note(
+    build_id: BuildId,
+    text: Annotated[str, typer.Argument(help='What to remember of it; "" takes it away.')],
+    workspace: Workspace = None,
+    cache: Cache = CACHE,
+    as_json: AsJson = False,
+) -> None:
+    """Write down what to remember of a build."""
+    say(open_engine(cache, workspace), build_id, as_json, note=text)
+
+
+def say(engine: Any, build_id: str, as_json: bool, **what: str) -> None:
+    engine.say(build_id, **what)
+    now = asdict(engine.notes.of(build_id))
+    if as_json:
+        return show_json({"build": build_id, **now})
+    for kind in what:
+        told = f"now has the {kind} {now[kind]!r}" if now[kind] else f"has no {kind} now"
+        out.print(f"Build {build_id} {told}.", markup=False, soft_wrap=True)
+    return None
+
+
+@app.command()
+def delete(
+    build_id: BuildId,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would go.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
+    workspace: Workspace = None,
+    cache: Cache = CACHE,
+    as_json: AsJson = False,
+) -> None:
+    """Delete a build and whatever no other build uses; data, decisions and ground truths stay."""
+    from .engine import facts
+
+    engine = open_engine(cache, workspace)
+    rows = [facts(artifact) for artifact in engine.removal(build_id)]
+    size = sum(r["bytes"] for r in rows)
+    if not (as_json or (yes and not dry_run)):
+        kinds = {
+            kind: [r for r in rows if r["kind"] == kind] for kind in {r["kind"]: 0 for r in rows}
+        }
+        table = Table("kind", "artifacts", "size")
+        for kind, some in kinds.items():
+            table.add_row(kind, str(len(some)), f"{sum(r['bytes'] for r in some) / 1e6:.1f} MB")
+        out.print(table)
+    if dry_run:
+        if as_json:
+            return show_json({"build": build_id, "deleted": False, "artifacts": rows})
+        out.print(f"{size / 1e6:.1f} MB would be deleted; nothing was.")
+        return None
+    if not yes:
+        if not (sys.stdin.isatty() and errors.is_terminal):
+            raise UserError(
+                found=f"{size / 1e6:.1f} MB of build {build_id} to delete for good",
+                wanted="your word for it",
+                next_step="give --yes to delete it, or --dry-run to see what would go",
+            )
+        typer.confirm(f"Delete {size / 1e6:.1f} MB for good?", abort=True, err=True)
+    engine.delete(build_id)
+    if as_json:
+        return show_json({"build": build_id, "deleted": True, "artifacts": rows})
+    out.print(f"Build {build_id} is deleted, {size / 1e6:.1f} MB.")
     return None
 
 
@@ -405,6 +488,7 @@ def folds(
     """Train networks that leave examples out: their doubt makes `mislabels` surer."""
     engine = open_engine(cache)
     build_id = engine.open(build_id or engine.newest()).id
+    say_by_what(engine, build_id)
     with progress() as report, reported(cache, job, report) as (report, finish):
         found = engine.folds(build_id, report)
         finish(state="done", build=build_id)
@@ -429,6 +513,7 @@ def truth(
     """Retrain on random halves: what attributions have to predict. Shared, resumes when killed."""
     engine = open_engine(cache)
     warn_of_few(subsets)
+    say_by_what(engine, build_id)
     with progress() as report, reported(cache, job, report) as (report, finish):
         made = engine.truth(build_id, subsets, seeds, report=report)
         if then_evaluate:
@@ -458,6 +543,13 @@ def evaluate(
         rows = engine.evaluate_all(build_ids, truth_id, report)
         finish(state="done", build=build_ids[0])
     return show_rows(rows, as_json)
+
+
+def say_by_what(engine: Any, build_id: str) -> None:
+    """A sentence where networks are trained again by another recipe than the build's own."""
+    opened = engine.open(build_id)
+    if opened.recipe.trains and opened.retraining:
+        errors.print(opened.retraining, markup=False, soft_wrap=True)
 
 
 def warn_of_few(subsets: int) -> None:
@@ -496,6 +588,7 @@ def brittleness(
     from .brittleness import BrittlenessSpec
 
     engine = open_engine(cache)
+    say_by_what(engine, build_id)
     with progress() as report:
         spec = BrittlenessSpec(tests=tests, most=most, step=step)
         found = engine.brittleness(build_id, spec, report)
@@ -535,6 +628,7 @@ def verify(
     """
     engine = open_engine(cache)
     removed = set_to_remove(engine.open(build_id), test_id, remove, top, opponents, target)
+    say_by_what(engine, build_id)
     if seeds == 1:
         errors.print("A single pair tells no interval; 5 or more are usual.")
     with progress() as report, reported(cache, job, report) as (report, finish):
@@ -734,6 +828,7 @@ def study(
             return show_json({"job": job_id})
         out.print(f"Comparing strategies in the background: job {job_id}, on the builds page.")
         return None
+    say_by_what(engine, build_id)
     with progress() as report, reported(cache, job, report) as (report, finish):
         rows = engine.study(build_id, subsets, seeds, report)
         finish(state="done", build=build_id)
@@ -750,6 +845,7 @@ def apply(
     """Apply the decisions in force to the data, train again, and say what it bought."""
     engine = open_engine(cache, workspace)
     revision = engine.revise(build_id)
+    say_by_what(engine, build_id)
     with progress() as report:
         after = engine.build(engine.revised_spec(build_id, revision.id), report)["build"]
     changed = engine.changes(build_id, after)

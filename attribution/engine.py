@@ -34,17 +34,27 @@ from .brittleness import check as check_removals
 from .brittleness import summary as brittle
 from .changes import Changes, changes
 from .compare import Variance, variance
-from .data import Dataset, Split, clean_labels, dataset
+from .data import DATASETS, Dataset, Split, clean_labels, dataset
 from .decisions import Decisions
 from .estimators import ESTIMATORS, Whitening, asked, q, whitening
 from .features import Block, Examples, Projected, block, margins, projected
 from .folds import FoldsSpec, folds, folds_id
-from .gradients import Site
+from .gradients import Site, attributed
 from .groups import GroupAnswer
 from .members import View, example_keys
 from .metrics import ceiling, detection, interval, lds
 from .mislabels import SIGNALS, suspects
-from .models import check_name, check_preprocess, code_id, frozen_below, inputs, network
+from .models import (
+    LIBRARIES,
+    MODELS,
+    check_name,
+    check_preprocess,
+    code_id,
+    frozen_below,
+    inputs,
+    network,
+)
+from .notes import Note, Notes
 from .records import (
     Answer,
     BuildSpec,
@@ -81,6 +91,7 @@ KIND_OF = {
 SPREAD_QUERIES = 16  # queries on which the index's understatement of the spread is measured
 SPREAD_HITS = 16
 Kept = TypeVar("Kept")
+OF_BUILD = ("evaluation", "exact", "brittleness", "tuning")  # kinds that are of one build alone
 OPEN = 6  # builds kept open: a page's own, four beside it, and one more
 TOGETHER = 2**28  # bytes of exact scores that are kept for all test examples at once
 TOP = 50  # hits of each test example by which ensembles are compared
@@ -94,14 +105,90 @@ class Engine:
         self.workspace = workspace or cache.absolute().parent
         self.store = Store(cache)
         self.decisions = Decisions(self.workspace / "decisions.sqlite")
+        self.notes = Notes(self.workspace / "notes.sqlite")
         self._opened: OrderedDict[str, Build] = OrderedDict()
         self._tops: OrderedDict[str, np.ndarray] = OrderedDict()
         self._variances: OrderedDict[str, Variance | None] = OrderedDict()
         self._lock = threading.Lock()
 
     def builds(self) -> list[dict[str, Any]]:
-        """Summaries of the finished builds, newest first."""
-        return [dict(a.manifest["summary"]) for a in self.store.all("build")]
+        """Summaries of the finished builds, newest first, with the name and note of each."""
+        said = self.notes.all()
+        return [
+            {**a.manifest["summary"], **asdict(said.get(a.manifest["id"], Note()))}
+            for a in self.store.all("build")
+        ]
+
+    def datasets(self) -> list[str]:
+        """The data sets by name, then those that finished builds are of."""
+        return list(dict.fromkeys([*DATASETS, *(b["data"] for b in self.builds())]))
+
+    def askable(self, data: str, model: str) -> None:
+        """Raise `UserError` unless a browser may ask for a build of them.
+
+        It names no file: neither data nor code of this machine that nobody on it had named.
+        """
+        known("data set", data, tuple(self.datasets()), "the list")
+        if model not in MODELS and not model.startswith(LIBRARIES):
+            raise UserError(
+                found=f"network {model!r} asked for in the browser",
+                wanted=f"{', '.join(MODELS)}, timm:NAME or torchvision:NAME",
+                next_step="name files on the command line, as in `python -m attribution build "
+                "--model FILE.py:FUNCTION`",
+            )
+
+    def say(self, build_id: str, name: str | None = None, note: str | None = None) -> Note:
+        """Give a build a name or a note ("" takes it away); returns what was there before."""
+        self.open(build_id)
+        before = self.notes.of(build_id)
+        given = {k: v for k, v in (("name", name), ("note", note)) if v is not None}
+        self.notes.say(build_id, replace(before, **given))
+        return before
+
+    def removal(self, build_id: str) -> list[Artifact]:
+        """What `delete` removes: the build, and whatever of it no other build uses.
+
+        The data stay, and so do networks that were trained again: they are of the data and the
+        recipe, and small.
+        """
+        build = self.open(build_id)
+        others = [a.manifest for a in self.store.all("build") if a.manifest["id"] != build_id]
+        used = {(k, n) for m in others for k, names in m["parts"].items() for n in names}
+        mine = [
+            (KIND_OF[kind], name)
+            for kind, names in build.parts.items()
+            for name in names
+            if kind != "data" and (kind, name) not in used
+        ]
+        gone = [self.store.find(kind, name) for kind, name in [("build", build_id), *mine]]
+        for kind in OF_BUILD:
+            for made in self.store.all(kind):
+                made_by = made.manifest["made_by"]
+                gone += [made] if build_id == made_by.get("build") else []
+        votes = [
+            a for a in self.store.all("votes") if ("index", a.manifest["made_by"]["index"]) in mine
+        ]
+        return [a for a in [*gone, *votes] if a is not None]
+
+    def delete(self, build_id: str) -> list[dict[str, Any]]:
+        """Remove a build and whatever no other one uses; decisions, names and data stay.
+
+        Raises `UserError` while something runs that may be using it.
+        """
+        running = [job for job in self.jobs() if job.state == "running"]
+        if running:
+            raise UserError(
+                found=f"a {running[0].command} that is running, which may use the build",
+                wanted="nothing that runs while builds are deleted",
+                next_step="wait until it has ended, or cancel it on the page of builds",
+            )
+        gone = self.removal(build_id)
+        told = [facts(a) for a in gone]
+        with self._lock:
+            self._opened.pop(build_id, None)
+        for artifact in gone:  # the build first, so that none is left without its parts
+            self.store.remove(artifact.manifest["kind"], artifact.manifest["id"])
+        return told
 
     def newest(self) -> str:
         """The id of the build that was asked for last, or "" where there is none.
@@ -115,6 +202,8 @@ class Engine:
     def open(self, build_id: str) -> "Build":
         """A finished build. Raises `UserError` where it is unknown or damaged."""
         with self._lock:
+            if not self.store.has("build", build_id):  # another process may have deleted it
+                self._opened.pop(build_id, None)
             if build_id not in self._opened:
                 artifact = self.store.find("build", build_id) if is_id(build_id) else None
                 if artifact is None:
@@ -992,6 +1081,8 @@ class Making:
 
         def step(checkpoint: Checkpoint) -> float:
             module = self.network(checkpoint)
+            for parameter in attributed(module):
+                parameter.requires_grad_()
             return of(lambda: cross_entropy(module(some.x_N), some.target_N).backward())
 
         member = self.members[0]
@@ -1871,6 +1962,12 @@ def recalled(kept: OrderedDict[str, Kept], name: str, make: Callable[[], Kept]) 
 def was_watched(run: Artifact) -> bool:
     """Whether a network said what it believed while it was trained."""
     return "belief.npy" in run.manifest["files"]
+
+
+def facts(artifact: Artifact) -> dict[str, Any]:
+    """Which artifact it is, and how large."""
+    kind, name = artifact.manifest["kind"], artifact.manifest["id"]
+    return {"kind": kind, "id": name, "bytes": artifact.size}
 
 
 def unique(artifacts: Iterable[Artifact]) -> list[Artifact]:

@@ -22,6 +22,8 @@ SIGNALS = {
     "signal_unseen": "Networks that did not train on it do not believe its label.",
 }
 WEIGHTS = {"training": 1.0, "unseen": 0.35, "neighbours": 0.2, "opponents": 0.1}
+# Of networks that nobody watched while they learnt the labels, wrong ones too.
+UNWATCHED = {"training": 0.2, "unseen": 1.0, "neighbours": 1.0, "opponents": 0.35}
 FLOOR = 1e-3  # added to every belief, so that none rules a class out
 SHARPNESS = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8)
 AMBIGUOUS = 0.9  # quantile of the disagreement above which a label that may be right is ambiguous
@@ -110,10 +112,11 @@ def pooled(evidence: Evidence) -> np.ndarray:
     }
     if evidence.unseen_NC is not None:
         beliefs["unseen"] = evidence.unseen_NC + FLOOR
+    weights = WEIGHTS if evidence.watched else UNWATCHED
     log_NC = np.zeros(evidence.belief_NC.shape)
     for name, belief_NC in beliefs.items():
         whole_NC = belief_NC.astype(np.float64)
-        log_NC += WEIGHTS[name] * np.log(whole_NC / whole_NC.sum(1, keepdims=True))
+        log_NC += weights[name] * np.log(whole_NC / whole_NC.sum(1, keepdims=True))
     return log_NC
 
 

@@ -112,6 +112,7 @@ MODELS: dict[str, Callable[[int, int, int, float], nn.Module]] = {
     "cnn": cnn,
     "resnet9": resnet9,
 }
+LIBRARIES = ("timm:", "torchvision:")
 NAMES = (*MODELS, "timm:NAME", "torchvision:NAME", "FILE.py:FUNCTION")
 
 

@@ -39,9 +39,10 @@ def embedded(network: nn.Module, examples: Examples, classes: int) -> np.ndarray
     Of a network that does not end in a linear layer, its probabilities.
     """
     last = last_layer(network, classes)
-    if last is None:
+    x_NH = None if last is None else reaching(network, last, examples)
+    if x_NH is None:
         return probabilities(network, examples.x_N).numpy()
-    return normalize(reaching(network, last, examples)[:, :-1]).numpy()
+    return normalize(x_NH[:, :-1]).numpy()
 
 
 def neighbour_votes(

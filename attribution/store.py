@@ -215,6 +215,18 @@ class Store:
         assert found is not None
         return found
 
+    def remove(self, kind: str, name: str) -> None:
+        """Remove an artifact; a reader sees all of it or none."""
+        place = self.root / kind / name
+        locks = self.root / "locks"
+        with writable(self.root):
+            locks.mkdir(exist_ok=True)
+            with FileLock(locks / f"{kind}-{name}.lock"):
+                self._open.pop((kind, name), None)
+                if place.is_dir():
+                    place.rename(place.with_name(f".{name}-removed"))
+                sweep(place.parent, name)
+
 
 @contextmanager
 def writable(root: Path) -> Iterator[None]:

@@ -21,6 +21,7 @@ from .records import RunSpec, UserError, content_id
 from .store import Artifact, Draft, Store, is_id
 
 NESTS = ("state_dict", "model_state_dict", "model", "net", "network", "weights")  # in a dict
+PICKLE = b"\x80"  # what a pickle begins with
 SAID = 3  # names of each kind that a sentence lists
 
 
@@ -85,8 +86,9 @@ def read(path: Path, option: str) -> dict[str, Tensor]:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise refused("is no readable safetensors file") from error
-    except Exception as error:  # by what it was told, torch refuses; zip and pickle have their own
-        unsafe = "weights_only" in str(error) or "Unsupported" in str(error)
+    except Exception as error:  # torch, zip and pickle each have their own
+        with path.open("rb") as file:
+            unsafe = "global" in str(error).lower() or file.read(1) == PICKLE
         raise refused(
             "holds pickled objects, which may run code" if unsafe else "cannot be read as weights"
         ) from error
@@ -232,7 +234,7 @@ def unedited(run: RunSpec) -> None:
         (run.preprocess, run.preprocess_code, "--preprocess"),
         (run.train if run.trains else "", run.train_code, "--train"),
     ):
-        if code and code_id(name, option) != code:
+        if name and code and code_id(name, option) != code:
             raise UserError(
                 found=f"{name}, which was edited since the build",
                 wanted="the code that the build was made with",

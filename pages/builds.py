@@ -2,9 +2,11 @@
 
 import streamlit as st
 
+from attribution.records import UserError
 from pages.parts.builds_table import builds_table
 from pages.parts.grid import notice
 from pages.parts.jobs import RUNNING, bar
+from pages.parts.managing import managing
 from pages.parts.opened import engine, head
 from pages.parts.trouble import guarded
 from pages.parts.words import span
@@ -50,10 +52,10 @@ def form() -> None:
         st.subheader("New build", anchor=False)
         data = st.selectbox(
             "Data",
-            ["mnist5k"],
+            engine().datasets(),
             key="data",
-            accept_new_options=True,
-            help="A data set by name. mnist5k: 4,500 training and 500 test images of digits.",
+            help="mnist5k: 4,500 training and 500 test images of digits. Your own is named on the "
+            "command line, and is here from then on.",
         )
         noise = st.slider(
             "Wrong labels put in on purpose, %",
@@ -68,7 +70,8 @@ def form() -> None:
             ["mlp", "cnn", "resnet9"],
             key="model",
             accept_new_options=True,
-            help="mlp is the fastest; or timm:NAME, torchvision:NAME.",
+            help="mlp is the fastest; or timm:NAME, torchvision:NAME. Your own code or weights are "
+            "named on the command line only.",
         )
         strategy = st.selectbox(
             "Ensemble",
@@ -114,6 +117,11 @@ def form() -> None:
                 options += ["--strategy", "naive"]
             if model == "resnet9":
                 options += ["--width", f"{width:g}"]
+            try:
+                engine().askable(data, model)
+            except UserError as error:
+                st.warning(str(error), icon=":material/info:")
+                return
             engine().start(options)
             st.rerun()
 
@@ -155,6 +163,7 @@ def table() -> None:
     st.subheader("Finished", anchor=False)
     if engine().builds():
         builds_table("finished")
+        managing()
     else:
         st.caption("None yet.")
 
