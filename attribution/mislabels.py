@@ -88,13 +88,14 @@ def fused(labels_N: np.ndarray, evidence: Evidence) -> np.ndarray:
     The log-odds against the given label in the pooled belief are taken for two bell curves. Where
     there are networks that did not train on an example, their opinion (`doubted`) is averaged with
     that one: the two err in different ways. A logistic curve of the odds is fitted to the outcome,
-    once more when it is known which classes are mistaken for which.
+    once more when it is known which classes are mistaken for which; not where nobody watched the
+    networks, whose opinion is too vague to tell that.
     """
     opinion_N = bells(against(pooled(replace(evidence, unseen_NC=None)), labels_N))
     if evidence.unseen_NC is not None:
         opinion_N = (opinion_N + doubted(labels_N, evidence.unseen_NC)) / 2
     log_NC, rate_CC = pooled(evidence), np.ones((evidence.belief_NC.shape[1],) * 2)
-    for _ in range(3):
+    for _ in range(3 if evidence.watched else 1):
         p_N = logistic(against(log_NC + np.log(rate_CC[:, labels_N].T), labels_N), opinion_N)
         rate_CC = confusion(log_NC, labels_N, p_N)
     return p_N
