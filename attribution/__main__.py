@@ -277,7 +277,7 @@ def build(
         out.print(f"Not covered: {', '.join(summary['left_out'])}.")
     if summary["fallback"]:
         out.print(f"By the slower fallback: {', '.join(summary['fallback'])}.")
-    if summary["fresh"]:
+    if summary.get("fresh"):
         out.print(
             "Began afresh, because the weights were of another number of classes: "
             f"{', '.join(summary['fresh'])}."

@@ -123,7 +123,16 @@ def network(name: str, data: Dataset, width: float, seed: int, preprocess: str =
     `UserError` for an unknown name, a file that fails, or a network that `judged` refuses.
     """
     check_name(name)
-    x_B = inputs(name, data, data.train.images[:SOME], preprocess)
+    images = data.train.images[:SOME]
+    x_B = inputs(name, data, images, preprocess)
+    if source_file(preprocess):
+        alone = [inputs(name, data, images[b : b + 1], preprocess) for b in range(len(images))]
+        if not torch.allclose(x_B, torch.cat(alone), atol=1e-5):
+            raise UserError(
+                found=f"{preprocess}, whose input for an image is another one in another batch",
+                wanted="a function of each image alone, without chance",
+                next_step="mend the file given to --preprocess",
+            )
     channels, size = (x_B.shape[1], x_B.shape[2]) if x_B.dim() == 4 else (1, x_B.shape[-1])
     classes = len(data.classes)
     with torch.random.fork_rng(devices=[]), torch.no_grad():

@@ -451,6 +451,8 @@ def flat(images): return images.flatten(1).float()
 def ints(images): return images[:, None]
 def fewer(images): return images[1:, None].float()
 def nothing(images): return None
+def centred(images): return images[:, None].float() - images.float().mean()
+def noisy(images): return images[:, None] + torch.rand(len(images), 1, 28, 28)
 def endless(images): return images[:, None].float() / 0
 """
 
@@ -495,6 +497,8 @@ def test_a_build_with_own_preprocessing(engine, prepared, trained):
         ("fewer", "(255, 1, 28, 28) for 256 images"),
         ("nothing", "NoneType"),
         ("endless", "not finite"),
+        ("centred", "another one in another batch"),
+        ("noisy", "another one in another batch"),
         ("none", "AttributeError"),
     ],
 )

@@ -31,7 +31,8 @@ def builds_table(key: str) -> None:
             for one in found
         ],
         hide_index=True,
-        column_config={
+        column_config={what: st.column_config.TextColumn(width="small") for what in said}
+        | {
             name: st.column_config.NumberColumn(format="percent", help=SAYS.get(name))
             for name in ("accuracy", "wrong on purpose", *partly)
         },
