@@ -22,6 +22,7 @@ NAMES = (
     "paper_table",
     "peers",
     "peers_lds",
+    "pretrained",
     "tuning",
     "verify",
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from apptest import at_place, fine, page
+from chromium import app_server, chromium
 from conftest import Tiny
 from test_cli import TINY, run  # noqa: F401
 
@@ -138,6 +139,19 @@ def test_a_browser_names_no_file(engine: Engine, model: str):
     with pytest.raises(UserError, match="unknown data set"):
         engine.askable("/etc", "mlp")
     engine.askable("mnist5k", "timm:test_vit")
+
+
+def test_a_file_typed_into_the_browser_starts_nothing(place: Tiny, engine: Engine):
+    with app_server(place.cache, place.workspace) as url, chromium() as browser:
+        tab = browser.new_page()
+        tab.goto(f"{url}/builds")
+        box = tab.get_by_role("combobox", name="Network")
+        box.click()
+        box.fill("mine.py:made")
+        tab.keyboard.press("Enter")
+        tab.get_by_role("button", name="Start build").click()
+        tab.get_by_text("asked for in the browser").wait_for()
+    assert engine.jobs() == []
 
 
 def test_builds_of_one_data_set_stand_side_by_side():
