@@ -16,6 +16,7 @@ from attribution import jobs
 from attribution.engine import Engine
 from attribution.notes import Note, Notes
 from attribution.records import UserError
+from attribution.strategies import options
 
 
 @pytest.fixture
@@ -189,3 +190,7 @@ def test_given_weights_on_the_command_line(place, engine, tmp_path, run):  # noq
     none = run(*few, "--checkpoint", spec.weights[0], "--train", "none", "--json")
     refused = run("folds", json.loads(none.out)["build"], "--cache", place.cache)
     assert refused.code == 2 and "made with --train none" in refused.err
+    odd = replace(spec, train="none", rate=0.02, batch_size=32, freeze=True, epochs=7)
+    made = engine.build(odd)["build"]
+    same = run("build", *options(odd), "--cache", place.cache, "--json")  # as a page starts it
+    assert json.loads(same.out)["build"] == made and json.loads(same.out)["already_done"]
