@@ -22,7 +22,7 @@ from . import lite0
 from .images import cifar10_start
 from .rows import Options, Row, row
 
-TRAIN, TEST = 600, 200
+TRAIN, TEST = 200, 60
 CODE = str(Path(lite0.__file__))
 SPEC = BuildSpec(
     data=DataSpec(name="cifar10", noise=0.1),
@@ -31,15 +31,15 @@ SPEC = BuildSpec(
     models=1,
     masks=0,
     strategy="naive",
-    epochs=4,
+    epochs=3,
     lora=LoraSpec(targets=("conv_pw", "conv_pwl", "classifier"), epochs=2),
     estimator=EstimatorSpec(q="training", q_power=0.75),
     index_dims=512,
 )
 ENSEMBLES: Mapping[str, dict[str, Any]] = {
     "1 network": {},
-    "1 network × 5 masks": {"strategy": "dropout", "masks": 5},
-    "1 network × 3 LoRA adapters": {"strategy": "lora", "adapters": 3},
+    "1 network × 3 masks": {"strategy": "dropout", "masks": 3},
+    "1 network × 2 LoRA adapters": {"strategy": "lora", "adapters": 2},
 }
 HITS = 10
 
