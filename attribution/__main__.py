@@ -96,16 +96,15 @@ def build(
     preprocess: Annotated[
         str | None,
         typer.Option(
-            help="How images become input: library (three channels as its own weights expect, left "
-            "out with --pretrained), FILE.py:FUNCTION (runs it: uint8 batch to float tensor), or, "
-            "left out, by the training pixels' mean and deviation."
+            help="How images become input: library (as --pretrained has it), FILE.py:FUNCTION "
+            "(runs it on uint8 batches); left out: by the training pixels' mean and deviation."
         ),
     ] = None,
     train: Annotated[
         str,
         typer.Option(
-            help="FILE.py:FUNCTION that trains a network (runs it; `attribution.train.by_own` has "
-            "its contract), also wherever networks are trained again; none: nothing ever is."
+            help="FILE.py:FUNCTION that trains networks, also again (runs it; its contract is in "
+            "`attribution.train.by_own`); none: nothing is trained again."
         ),
     ] = DEFAULT.train,
     strategy: Annotated[

@@ -16,7 +16,7 @@ import torch
 
 from attribution.data import DATASETS
 from attribution.engine import Build, Engine
-from attribution.records import BuildSpec, DataSpec, EstimatorSpec, LoraSpec, UserError
+from attribution.records import BuildSpec, DataSpec, EstimatorSpec, FeatureSpec, LoraSpec, UserError
 
 from . import lite0
 from .images import cifar10_start
@@ -32,9 +32,10 @@ SPEC = BuildSpec(
     masks=0,
     strategy="naive",
     epochs=3,
+    features=FeatureSpec(ka=16, kg=2),  # of a hundred layers
     lora=LoraSpec(targets=("conv_pw", "conv_pwl", "classifier"), epochs=2),
     estimator=EstimatorSpec(q="training", q_power=0.75),
-    index_dims=512,
+    index_dims=128,
 )
 ENSEMBLES: Mapping[str, dict[str, Any]] = {
     "1 network": {},
