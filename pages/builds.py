@@ -2,9 +2,11 @@
 
 import streamlit as st
 
+from attribution.records import UserError
 from pages.parts.builds_table import builds_table
 from pages.parts.grid import notice
 from pages.parts.jobs import RUNNING, bar
+from pages.parts.managing import managing
 from pages.parts.opened import engine, head, whole
 from pages.parts.trouble import guarded
 from pages.parts.words import span
@@ -50,9 +52,11 @@ def form() -> None:
     """The fields of a build; sends the same options as the command line has."""
     with st.container(border=True):
         st.subheader("New build", anchor=False)
+        known = engine().datasets()
         data = st.selectbox(
             "Data",
-            [DEMO],
+            list(known),
+            format_func=lambda data: known.get(data, data),
             key="data",
             accept_new_options=True,
             help="mnist5k: 4,500 training and 500 test images of digits. Or your own: the path of "
@@ -79,7 +83,8 @@ def settings(data: str) -> None:
             ["mlp", "cnn", "resnet9"] if demo else ["cnn", "mlp", "resnet9"],
             key="model" if demo else "model_own",
             accept_new_options=True,
-            help="mlp is the fastest, cnn sees shapes; or timm:NAME, torchvision:NAME.",
+            help="mlp is the fastest, cnn sees shapes; or timm:NAME, torchvision:NAME. Your own "
+            "code or weights are named on the command line only.",
         )
         strategy = st.selectbox(
             "Ensemble",
@@ -125,6 +130,11 @@ def settings(data: str) -> None:
                 options += ["--strategy", "naive"]
             if model == "resnet9":
                 options += ["--width", f"{width:g}"]
+            try:
+                engine().askable(model)
+            except UserError as error:
+                st.warning(str(error), icon=":material/info:")
+                return
             engine().start(options)
             st.rerun()
 
@@ -167,6 +177,7 @@ def table() -> None:
     st.subheader("Finished", anchor=False)
     if engine().builds():
         builds_table("finished")
+        managing()
     else:
         st.caption("None yet.")
 
