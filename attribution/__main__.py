@@ -291,7 +291,8 @@ def build(
     )
     engine = open_engine(cache)
     with progress() as report, reported(cache, job, report) as (report, finish):
-        engine.check(spec)  # before a large folder is read
+        # Before a large folder is read; given weights are still to be counted among the settings.
+        engine.check(replace(spec, train="") if given else spec)
         named = engine.read(data, how, report)
         spec = replace(spec, data=replace(spec.data, name=named.name, pixels=named.pixels))
         spec = engine.brought(spec, given, start, pretrained)
