@@ -12,7 +12,7 @@ from attribution.exchange import png
 from attribution.pictures import ENDINGS, Aside, alike, taken
 from attribution.records import Hit, Tried
 from pages.parts.asked import as_seen, pixels
-from pages.parts.grid import consume, decide, notice, redo, subject, undo
+from pages.parts.grid import consume, notice, on_train, subject
 from pages.parts.hits import hit_item, hits_grid
 from pages.parts.opened import build_or_stop
 from pages.parts.words import literal, readable
@@ -21,6 +21,7 @@ HITS = 12  # of each kind
 LARGEST = 20  # MB of an upload
 SHOWN = 512  # pixels of the longer side of the picture as it was brought
 LIKELY = 5  # classes beside the picture
+SEEN = {"page": "try an image"}  # what stands behind a decision here
 
 
 class Brought(NamedTuple):
@@ -34,7 +35,7 @@ def main() -> None:
     build = build_or_stop(
         "Try an image", "What do the networks say of it, and because of which training images?"
     )
-    consume("tried_hits", lambda action: on_hit(build, action))
+    consume("tried_hits", lambda action: on_train(build, action, lambda _: SEEN))
     notice()
     left, right = st.columns([4, 9], gap="large")
     with left:
@@ -188,23 +189,13 @@ def hits(build: Build, found: Tried) -> None:
     hits_grid(
         build,
         "tried_hits",
-        lambda action: on_hit(build, action),
+        lambda action: on_train(build, action, lambda _: SEEN),
         [
             (f"Pushed towards {name}", "for", items(found.proponents)),
             (f"Pushed away from {name}", "against", items(found.opponents)),
         ],
     )
     st.caption(f"{said}{found.noise}")
-
-
-def on_hit(build: Build, action: dict) -> None:
-    """A decision on a hit, or its undo."""
-    if action.get("type") == "undo":
-        undo(build)
-    elif action.get("type") == "redo":
-        redo(build)
-    elif action.get("type") == "decide":
-        decide(build, action, lambda _: {"page": "try an image"})
 
 
 main()
