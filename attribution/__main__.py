@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from io import BytesIO
@@ -28,6 +28,7 @@ from .records import (
     DataSpec,
     EstimatorSpec,
     FeatureSpec,
+    Hit,
     LoraSpec,
     ReadSpec,
     Report,
@@ -108,13 +109,47 @@ def build(
             help="mlp, cnn, resnet9, timm:NAME, torchvision:NAME or FILE.py:FUNCTION (runs it)."
         ),
     ] = DEFAULT.model,
+    checkpoint: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A file with a network's weights (safetensors, or a state dict of torch.save), or "
+            "the id of some in the cache; nothing is trained. Once for each network."
+        ),
+    ] = None,
+    pretrained: Annotated[
+        bool,
+        typer.Option(
+            "--pretrained", help="Start from the library's own weights of timm: or torchvision:."
+        ),
+    ] = False,
+    start: Annotated[
+        str, typer.Option(help="A file (or id) of weights to start training from.")
+    ] = DEFAULT.start,
+    freeze: Annotated[bool, typer.Option("--freeze", help="Train only the last layer.")] = False,
+    preprocess: Annotated[
+        str | None,
+        typer.Option(
+            help="How images become input: library (as --pretrained has it), FILE.py:FUNCTION "
+            "(runs it on uint8 batches); left out: by the training pixels' mean and deviation."
+        ),
+    ] = None,
+    train: Annotated[
+        str,
+        typer.Option(
+            help="FILE.py:FUNCTION that trains networks, also again (runs it; its contract is in "
+            "`attribution.train.by_own`); none: nothing is trained again."
+        ),
+    ] = DEFAULT.train,
     strategy: Annotated[
         str,
         typer.Option(
             help="naive, dropout, forward (masks for q), lora, snapshots, finetunes, draws, blocks."
         ),
     ] = DEFAULT.strategy,
-    models: Annotated[int, typer.Option(help="Networks trained.")] = DEFAULT.models,
+    models: Annotated[
+        int | None,
+        typer.Option(help=f"Networks trained; {DEFAULT.models} if left out.", show_default=False),
+    ] = None,
     masks: Annotated[int | None, typer.Option(help="Dropout masks of each network.")] = None,
     dropout: Annotated[float, typer.Option(help="Share of units that a mask drops.")] = DEFAULT.p,
     shared_masks: Annotated[
@@ -183,6 +218,8 @@ def build(
         int, typer.Option(help="Dimensions of the compressed index.")
     ] = DEFAULT.index_dims,
     epochs: Annotated[int, typer.Option(help="Training epochs.")] = DEFAULT.epochs,
+    learning_rate: Annotated[float, typer.Option(help="Of training.")] = DEFAULT.rate,
+    batch: Annotated[int, typer.Option(help="Images a step of training.")] = DEFAULT.batch_size,
     width: Annotated[float, typer.Option(help="Factor on the layers' widths.")] = DEFAULT.width,
     seed: Annotated[int, typer.Option(help="Seed of the networks.")] = DEFAULT.seed,
     estimate: Annotated[
@@ -211,8 +248,9 @@ def build(
             "blocks": blocks,
         },
     )
+    given = list(checkpoint or ())
     if q is None:
-        q = strategies.usual_q(axes["forward_only"])
+        q = strategies.usual_q(axes["forward_only"], watched=not (given or train))
     if q_power is None:
         q_power = strategies.usual_power(estimator, axes["masks"], q)
     how = ReadSpec(
@@ -228,9 +266,14 @@ def build(
         data=DataSpec(noise=noise, noise_kind=noise_kind, noise_seed=noise_seed, revision=revision),
         model=model,
         width=width,
+        freeze=freeze,
+        preprocess=preprocess or ("library" if pretrained else ""),
+        train=train,
         epochs=epochs,
+        rate=learning_rate,
+        batch_size=batch,
         strategy=strategy,
-        models=models,
+        models=models if models is not None else len(given) or DEFAULT.models,
         p=dropout,
         shared_masks=shared_masks,
         redraw=redraw,
@@ -253,9 +296,11 @@ def build(
     )
     engine = open_engine(cache)
     with progress() as report, reported(cache, job, report) as (report, finish):
-        engine.check(spec)  # before a large folder is read
+        # Before a large folder is read; given weights are still to be counted among the settings.
+        engine.check(replace(spec, train="") if given else spec)
         named = engine.read(data, how, report)
         spec = replace(spec, data=replace(spec.data, name=named.name, pixels=named.pixels))
+        spec = engine.brought(spec, given, start, pretrained)
         if estimate:
             return show_estimate(engine.estimate(spec), as_json)
         already = engine.finished(spec)
@@ -277,6 +322,16 @@ def build(
         out.print(f"Not covered: {', '.join(summary['left_out'])}.")
     if summary["fallback"]:
         out.print(f"By the slower fallback: {', '.join(summary['fallback'])}.")
+    if summary.get("fresh"):
+        out.print(
+            "Began afresh, because the weights were of another number of classes: "
+            f"{', '.join(summary['fresh'])}."
+        )
+    if given and not spec.preprocess:
+        out.print(
+            "Images were normalised by the training pixels' mean and deviation; if the networks "
+            "were trained otherwise, say how with --preprocess."
+        )
     return None
 
 
@@ -397,13 +452,94 @@ def list_builds(workspace: Workspace = None, cache: Cache = CACHE, as_json: AsJs
     if not found:
         out.print(f"No builds in {cache}: make one with `python -m attribution build`.")
         return None
-    table = Table("build", "data", "noise", "network", "ensemble", "estimator", "accuracy", "made")
+    said = [what for what in ("name", "note") if any(b[what] for b in found)]
+    table = Table(
+        "build", *said, "data", "noise", "network", "ensemble", "estimator", "accuracy", "made"
+    )
     for b in found:
         table.add_row(
-            b["build"], b["data"], f"{b['noise']:.0%}", b["model"], b["ensemble"], b["estimator"],
-            told[b["build"]].words, b["created"],
+            b["build"], *(escape(b[what]) for what in said), b["data"], f"{b['noise']:.0%}",
+            b["model"], b["ensemble"], b["estimator"], told[b["build"]].words, b["created"],
         )  # fmt: skip
     out.print(table)
+    return None
+
+
+@app.command()
+def rename(
+    build_id: BuildId,
+    name: Annotated[str, typer.Argument(help='What to call it; "" takes its name away.')],
+    workspace: Workspace = None,
+    cache: Cache = CACHE,
+    as_json: AsJson = False,
+) -> None:
+    """Give a build a name, which `list` and the app show; its id stays what it is."""
+    remember(open_engine(cache, workspace), build_id, as_json, name=name)
+
+
+@app.command()
+def note(
+    build_id: BuildId,
+    text: Annotated[str, typer.Argument(help='What to remember of it; "" takes it away.')],
+    workspace: Workspace = None,
+    cache: Cache = CACHE,
+    as_json: AsJson = False,
+) -> None:
+    """Write down what to remember of a build."""
+    remember(open_engine(cache, workspace), build_id, as_json, note=text)
+
+
+def remember(engine: Any, build_id: str, as_json: bool, **what: str) -> None:
+    engine.say(build_id, **what)
+    now = asdict(engine.notes.of(build_id))
+    if as_json:
+        return show_json({"build": build_id, **now})
+    for kind in what:
+        told = f"now has the {kind} {now[kind]!r}" if now[kind] else f"has no {kind} now"
+        out.print(f"Build {build_id} {told}.", markup=False, soft_wrap=True)
+    return None
+
+
+@app.command()
+def delete(
+    build_id: BuildId,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would go.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
+    workspace: Workspace = None,
+    cache: Cache = CACHE,
+    as_json: AsJson = False,
+) -> None:
+    """Delete a build and whatever no other build uses; data, decisions and ground truths stay."""
+    from .engine import facts
+
+    engine = open_engine(cache, workspace)
+    rows = [facts(artifact) for artifact in engine.removal(build_id)]
+    size = sum(r["bytes"] for r in rows)
+    if not (as_json or (yes and not dry_run)):
+        kinds = {
+            kind: [r for r in rows if r["kind"] == kind] for kind in {r["kind"]: 0 for r in rows}
+        }
+        table = Table("kind", "artifacts", "size")
+        for kind, some in kinds.items():
+            table.add_row(kind, str(len(some)), f"{sum(r['bytes'] for r in some) / 1e6:.1f} MB")
+        out.print(table)
+    if dry_run:
+        if as_json:
+            return show_json({"build": build_id, "deleted": False, "artifacts": rows})
+        out.print(f"{size / 1e6:.1f} MB would be deleted; nothing was.")
+        return None
+    if not yes:
+        if not (sys.stdin.isatty() and errors.is_terminal):
+            raise UserError(
+                found=f"{size / 1e6:.1f} MB of build {build_id} to delete for good",
+                wanted="your word for it",
+                next_step="give --yes to delete it, or --dry-run to see what would go",
+            )
+        typer.confirm(f"Delete {size / 1e6:.1f} MB for good?", abort=True, err=True)
+    engine.delete(build_id)
+    if as_json:
+        return show_json({"build": build_id, "deleted": True, "artifacts": rows})
+    out.print(f"Build {build_id} is deleted, {size / 1e6:.1f} MB.")
     return None
 
 
@@ -433,14 +569,56 @@ def query(
         f"{names[answer.predicted]}; {'opponents' if opponents else 'proponents'} of "
         f"{names[answer.target]}. {answer.noise}"
     )
+    out.print(hit_table(hits, names))
+    return None
+
+
+def hit_table(hits: Sequence[Hit], names: Sequence[str]) -> Table:
     table = Table("train_id", "label", "score", "± stderr", "agreement", "")
     for h in hits:
         error = "" if h.stderr is None else f"{h.stderr:.4f}"
         table.add_row(
-            str(h.train_id), names[h.label], f"{h.score:+.4f}", error, f"{h.agreement:.0%}",
-            "shaky" if h.shaky else "",
+            str(h.train_id), printable(names[h.label]), f"{h.score:+.4f}", error,
+            f"{h.agreement:.0%}", "shaky" if h.shaky else "",
         )  # fmt: skip
-    out.print(table)
+    return table
+
+
+@app.command(name="try")
+def try_image(
+    build_id: BuildId,
+    file: Annotated[Path, typer.Argument(help="A picture: PNG, JPEG, ...")],
+    k: Annotated[int, typer.Option("-k", help="Number of hits.")] = 10,
+    opponents: Annotated[bool, typer.Option("--opponents", help="The other end.")] = False,
+    target: Annotated[
+        str, typer.Option(help="Ask about the predicted class, or CLASS.")
+    ] = "predicted",
+    invert: Annotated[bool, typer.Option("--invert", help="Dark for light.")] = False,
+    cache: Cache = CACHE,
+    as_json: AsJson = False,
+) -> None:
+    """What the networks say of a picture of your own, and the training examples behind it."""
+    from .pictures import Aside, alike
+
+    opened = open_engine(cache).open(build_id)
+    try:
+        image = alike(file.read_bytes(), opened.data.train.images, invert)
+    except (Aside, OSError) as error:
+        said = error.strerror if isinstance(error, OSError) else str(error)
+        raise UserError(
+            found=f"{file}: {said}",
+            wanted="a picture, for example a PNG or a JPEG",
+            next_step="name another file",
+        ) from None
+    found = opened.attempt(image, target, k)
+    if as_json:
+        return show_json(asdict(found))
+    names, hits = opened.classes, found.opponents if opponents else found.proponents
+    top = sorted(range(len(names)), key=lambda c: -found.probs[c])[:3]
+    believed = ", ".join(f"{names[c]} {found.probs[c]:.1%}" for c in top)
+    side = "opponents" if opponents else "proponents"
+    say(f"{file.name}: {believed}; {side} of {names[found.target]}. {found.noise}")
+    out.print(hit_table(hits, names))
     return None
 
 
@@ -563,6 +741,7 @@ def folds(
     """Train networks that leave examples out: their doubt makes `mislabels` surer."""
     engine = open_engine(cache)
     build_id = engine.open(build_id or engine.newest()).id
+    say_by_what(engine, build_id)
     with progress() as report, reported(cache, job, report) as (report, finish):
         found = engine.folds(build_id, report)
         finish(state="done", build=build_id)
@@ -609,6 +788,7 @@ def truth(
     """Retrain on random halves: what attributions have to predict. Shared, resumes when killed."""
     engine = open_engine(cache)
     warn_of_few(subsets)
+    say_by_what(engine, build_id)
     with progress() as report, reported(cache, job, report) as (report, finish):
         made = engine.truth(build_id, subsets, seeds, report=report)
         if then_evaluate:
@@ -638,6 +818,13 @@ def evaluate(
         rows = engine.evaluate_all(build_ids, truth_id, report)
         finish(state="done", build=build_ids[0])
     return show_rows(rows, as_json)
+
+
+def say_by_what(engine: Any, build_id: str) -> None:
+    """A sentence where networks are trained again by another recipe than the build's own."""
+    opened = engine.open(build_id)
+    if opened.recipe.trains and opened.retraining:
+        errors.print(opened.retraining, markup=False, soft_wrap=True)
 
 
 def warn_of_few(subsets: int) -> None:
@@ -676,6 +863,7 @@ def brittleness(
     from .brittleness import BrittlenessSpec
 
     engine = open_engine(cache)
+    say_by_what(engine, build_id)
     with progress() as report:
         spec = BrittlenessSpec(tests=tests, most=most, step=step)
         found = engine.brittleness(build_id, spec, report)
@@ -715,6 +903,7 @@ def verify(
     """
     engine = open_engine(cache)
     removed = set_to_remove(engine.open(build_id), test_id, remove, top, opponents, target)
+    say_by_what(engine, build_id)
     if seeds == 1:
         errors.print("A single pair tells no interval; 5 or more are usual.")
     with progress() as report, reported(cache, job, report) as (report, finish):
@@ -917,6 +1106,7 @@ def study(
             return show_json({"job": job_id})
         out.print(f"Comparing strategies in the background: job {job_id}, on the builds page.")
         return None
+    say_by_what(engine, build_id)
     with progress() as report, reported(cache, job, report) as (report, finish):
         rows = engine.study(build_id, subsets, seeds, report)
         finish(state="done", build=build_id)
@@ -933,6 +1123,7 @@ def apply(
     """Apply the decisions in force to the data, train again, and say what it bought."""
     engine = open_engine(cache, workspace)
     revision = engine.revise(build_id)
+    say_by_what(engine, build_id)
     with progress() as report:
         after = engine.build(engine.revised_spec(build_id, revision.id), report)["build"]
     changed = engine.changes(build_id, after)

@@ -16,10 +16,11 @@ import torch
 
 from .data import Dataset
 from .features import Examples
-from .models import network
 from .records import Report, RunSpec, silent, within
+from .store import Store
 from .train import probabilities
 from .truth import FIRST_SEED, PART, retrain
+from .weights import begun
 
 BEYOND = 2 * FIRST_SEED  # seeds of no network that attributes, nor of the ground truth
 
@@ -50,6 +51,7 @@ def check(spec: BrittlenessSpec, train: int) -> None:
 
 
 def flips(
+    store: Store,
     data: Dataset,
     train_examples: Examples,
     test_examples: Examples,
@@ -70,8 +72,8 @@ def flips(
             chunk = range(first, min(first + PART, len(test_ids)))
             kept = [np.delete(np.arange(len(train_examples)), orders[q][:k]) for q in chunk]
             seeds = [BEYOND + recipe.seed + q for q in chunk]
-            networks = [network(recipe.model, data, recipe.width, seed) for seed in seeds]
             recipes = [replace(recipe, seed=seed) for seed in seeds]
+            networks = [begun(store, data, each) for each in recipes]
             done = r * len(test_ids) + first
 
             def further(

@@ -178,7 +178,8 @@ def sizes(spec: BuildSpec, found: Variance) -> tuple[list[tuple[int, int]], list
     step = found.views // getattr(spec, axis) if axis else found.views
     most = REACH * found.views if axis else found.views
     by_view = [(found.networks, step * n) for n in spaced(most // step, found.views // step)]
-    networks = REACH * found.networks if found.networks > 1 else 1
+    further = 1 if spec.weights else REACH  # given networks are all there are
+    networks = further * found.networks if found.networks > 1 else 1
     return by_view, [(i, found.views) for i in spaced(networks, found.networks)]
 
 
@@ -199,7 +200,7 @@ def more(spec: BuildSpec, found: Variance) -> list[tuple[int, str, tuple[int, in
         count = HANDFUL.get(axis, 5)
         of_each = found.views // getattr(spec, axis)
         offers.append((count, axis, (found.networks, found.views + count * of_each)))
-    if found.networks > 1:
+    if found.networks > 1 and not spec.weights:
         offers.append((1, "network", (found.networks + 1, found.views)))
     return offers
 

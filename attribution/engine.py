@@ -28,7 +28,18 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
-from . import archives, groups, jobs, reading, signals, strategies, testlabels, tuning, whatif
+from . import (
+    archives,
+    groups,
+    jobs,
+    reading,
+    signals,
+    strategies,
+    testlabels,
+    tuning,
+    weights,
+    whatif,
+)
 from . import estimate as estimates
 from . import index as indexes
 from .adapters import checked, fitted, loaded, saved
@@ -38,19 +49,29 @@ from .brittleness import check as check_removals
 from .brittleness import summary as brittle
 from .changes import Changes, changes
 from .compare import Variance, variance
-from .data import Dataset, Split, clean_labels, dataset
+from .data import DATASETS, Dataset, Split, clean_labels, dataset, example_ids
 from .decisions import Decisions
 from .estimate import Counts, Estimate
 from .estimators import ESTIMATORS, Whitening, asked, q, whitening
 from .features import Block, Examples, Projected, block, margins, projected
 from .folds import FoldsSpec, folds, folds_id
-from .gradients import Site
+from .gradients import Site, attributed
 from .groups import GroupAnswer
 from .map import MapSpec, laid_out, neighbours_kept, side_by_side
 from .members import View, example_keys
 from .metrics import ceiling, detection, interval, lds
 from .mislabels import SIGNALS, suspects
-from .models import check_name, code_id, inputs, network
+from .models import (
+    LIBRARIES,
+    MODELS,
+    check_name,
+    check_preprocess,
+    code_id,
+    frozen_below,
+    inputs,
+    network,
+)
+from .notes import Note, Notes
 from .proposal import Proposal, proposed
 from .records import (
     Answer,
@@ -64,6 +85,7 @@ from .records import (
     ReadSpec,
     Report,
     RunSpec,
+    Tried,
     TruthSpec,
     UserError,
     content_id,
@@ -81,6 +103,7 @@ KIND_OF = {
     "data": "data",
     "runs": "run",
     "adapters": "adapter",
+    "weights": "weights",
     "sites": "sites",
     "features": "features",
     "margins": "margins",
@@ -89,6 +112,7 @@ KIND_OF = {
 SPREAD_QUERIES = 16  # queries on which the index's understatement of the spread is measured
 SPREAD_HITS = 16
 Kept = TypeVar("Kept")
+OF_BUILD = ("evaluation", "exact", "brittleness", "tuning")  # kinds that are of one build alone
 OPEN = 6  # builds kept open: a page's own, four beside it, and one more
 TOGETHER = 2**28  # bytes of exact scores that are kept for all test examples at once
 TOP = 50  # hits of each test example by which ensembles are compared
@@ -102,6 +126,7 @@ class Engine:
         self.workspace = workspace or cache.absolute().parent
         self.store = Store(cache)
         self.decisions = Decisions(self.workspace / "decisions.sqlite")
+        self.notes = Notes(self.workspace / "notes.sqlite")
         self._opened: OrderedDict[str, Build] = OrderedDict()
         self._tops: OrderedDict[str, np.ndarray] = OrderedDict()
         self._variances: OrderedDict[str, Variance | None] = OrderedDict()
@@ -109,8 +134,86 @@ class Engine:
         self._lock = threading.Lock()
 
     def builds(self) -> list[dict[str, Any]]:
-        """Summaries of the finished builds, newest first."""
-        return [dict(a.manifest["summary"]) for a in self.store.all("build")]
+        """Summaries of the finished builds, newest first, with the name and note of each."""
+        said = self.notes.all()
+        return [
+            {**a.manifest["summary"], **asdict(said.get(a.manifest["id"], Note()))}
+            for a in self.store.all("build")
+        ]
+
+    def datasets(self) -> dict[str, str]:
+        """The data sets that come with the program, then those that builds are of.
+
+        What `read` takes, and how a person calls it.
+        """
+        read = [b["spec"]["data"] for b in self.builds()]
+        return {d: d for d in DATASETS} | {d["pixels"]: d["name"] for d in read if d.get("pixels")}
+
+    def askable(self, model: str) -> None:
+        """Raise `UserError` unless a browser may ask for a build of this network.
+
+        It names no code and no weights of this machine: those are its user's to run.
+        """
+        if model not in MODELS and not model.startswith(LIBRARIES):
+            raise UserError(
+                found=f"network {model!r} asked for in the browser",
+                wanted=f"{', '.join(MODELS)}, timm:NAME or torchvision:NAME",
+                next_step="name files on the command line, as in `python -m attribution build "
+                "--model FILE.py:FUNCTION`",
+            )
+
+    def say(self, build_id: str, name: str | None = None, note: str | None = None) -> Note:
+        """Give a build a name or a note ("" takes it away); returns what was there before."""
+        self.open(build_id)
+        before = self.notes.of(build_id)
+        given = {k: v for k, v in (("name", name), ("note", note)) if v is not None}
+        self.notes.say(build_id, replace(before, **given))
+        return before
+
+    def removal(self, build_id: str) -> list[Artifact]:
+        """What `delete` removes: the build, and whatever of it no other build uses.
+
+        The data stay, and so do networks that were trained again: they are of the data and the
+        recipe, and small.
+        """
+        build = self.open(build_id)
+        others = [a.manifest for a in self.store.all("build") if a.manifest["id"] != build_id]
+        used = {(k, n) for m in others for k, names in m["parts"].items() for n in names}
+        mine = [
+            (KIND_OF[kind], name)
+            for kind, names in build.parts.items()
+            for name in names
+            if kind != "data" and (kind, name) not in used
+        ]
+        gone = [self.store.find(kind, name) for kind, name in [("build", build_id), *mine]]
+        for kind in OF_BUILD:
+            for made in self.store.all(kind):
+                made_by = made.manifest["made_by"]
+                gone += [made] if build_id == made_by.get("build") else []
+        votes = [
+            a for a in self.store.all("votes") if ("index", a.manifest["made_by"]["index"]) in mine
+        ]
+        return [a for a in [*gone, *votes] if a is not None]
+
+    def delete(self, build_id: str) -> list[dict[str, Any]]:
+        """Remove a build and whatever no other one uses; decisions, names and data stay.
+
+        Raises `UserError` while something runs that may be using it.
+        """
+        running = [job for job in self.jobs() if job.state == "running"]
+        if running:
+            raise UserError(
+                found=f"a {running[0].command} that is running, which may use the build",
+                wanted="nothing that runs while builds are deleted",
+                next_step="wait until it has ended, or cancel it on the page of builds",
+            )
+        gone = self.removal(build_id)
+        told = [facts(a) for a in gone]
+        with self._lock:
+            self._opened.pop(build_id, None)
+        for artifact in gone:  # the build first, so that none is left without its parts
+            self.store.remove(artifact.manifest["kind"], artifact.manifest["id"])
+        return told
 
     def newest(self) -> str:
         """The id of the build that was asked for last, or "" where there is none.
@@ -124,6 +227,8 @@ class Engine:
     def open(self, build_id: str) -> "Build":
         """A finished build. Raises `UserError` where it is unknown or damaged."""
         with self._lock:
+            if not self.store.has("build", build_id):  # another process may have deleted it
+                self._opened.pop(build_id, None)
             if build_id not in self._opened:
                 artifact = self.store.find("build", build_id) if is_id(build_id) else None
                 if artifact is None:
@@ -187,7 +292,10 @@ class Engine:
         half = data.train
         names = tuple(half.ids[i] for i in rows)
         some = examples(spec, data, Split(half.images[rows], half.labels_N[rows], names))
-        return estimates.probe(spec, counts, network(spec.model, data, spec.width, spec.seed), some)
+        made = network(spec.model, data, spec.width, spec.seed, spec.preprocess)
+        if spec.freeze:
+            made = frozen_below(made, spec.model, counts.classes)
+        return estimates.probe(spec, counts, made, some)
 
     def build(self, spec: BuildSpec, report: Report = silent, beside: str = "") -> dict[str, Any]:
         """Make everything `spec` asks for that is not there yet, and the build's summary.
@@ -197,7 +305,7 @@ class Engine:
         """
         check(spec)
         data = dataset(self.store, spec.data, report)
-        build_id = content_id("build", data.id, spec, code_id(spec.model))
+        build_id = id_of(spec, data)
         if found := self._whole(build_id):
             return dict(found.manifest["summary"])
         making = Making(self.store, spec, data, report)
@@ -211,11 +319,37 @@ class Engine:
         Build(self.store, artifact).votes(report)
         return dict(artifact.manifest["summary"])
 
+    def brought(
+        self, spec: BuildSpec, checkpoints: Sequence[str], start: str, pretrained: bool
+    ) -> BuildSpec:
+        """`spec` with the weights that files (or ids) have, copied into the cache.
+
+        Raises `UserError` for a file that holds none, and for weights that cannot be downloaded.
+        """
+        if pretrained and start:
+            raise UserError(
+                found="--pretrained and --start together",
+                wanted="one of them",
+                next_step="leave out --pretrained, whose place the file takes",
+            )
+        if checkpoints and (pretrained or start):
+            raise UserError(
+                found=f"--checkpoint with {'--pretrained' if pretrained else '--start'}",
+                wanted="weights that are final, or weights to start training from",
+                next_step="leave out one of them",
+            )
+        if pretrained:
+            start = weights.downloaded(self.store, spec.model, dataset(self.store, spec.data))
+        elif start:
+            start = weights.kept(self.store, start, "--start")
+        ids = tuple(weights.kept(self.store, word, "--checkpoint") for word in checkpoints)
+        return replace(spec, weights=ids, start=start)
+
     def finished(self, spec: BuildSpec) -> bool:
         """Whether `build` would find everything done."""
         check(spec)
         data = dataset(self.store, spec.data)
-        return self._whole(content_id("build", data.id, spec, code_id(spec.model))) is not None
+        return self._whole(id_of(spec, data)) is not None
 
     def _whole(self, build_id: str) -> Artifact | None:
         """The build, if none of the artifacts it is made of is missing."""
@@ -232,8 +366,7 @@ class Engine:
     ) -> Truth:
         """Ground truth by retraining for every build on this one's data, network and recipe."""
         build = self.open(build_id)
-        run = replace(build.recipe, seed=0, snapshots=0)
-        wanted = TruthSpec(run=run, subsets=subsets, seeds=seeds, share=share)
+        wanted = TruthSpec(run=build.again(), subsets=subsets, seeds=seeds, share=share)
         train_half = examples(build.spec, build.data, build.data.train)
         test_half = examples(build.spec, build.data, build.data.test)
         return truth(self.store, build.data, train_half, test_half, wanted, report)
@@ -291,7 +424,9 @@ class Engine:
         self, build_id: str, subsets: int, seeds: int, report: Report = silent
     ) -> list[dict[str, Any]]:
         """The other strategies beside a build, a ground truth for all, and their evaluations."""
-        specs = strategies.rivals(self.open(build_id).spec)
+        build = self.open(build_id)
+        build.again()  # or the reason why not, before anything is built
+        specs = strategies.rivals(build.spec)
         ids = [build_id]
         for spec in specs:
 
@@ -309,6 +444,7 @@ class Engine:
         takes to be wrong by that.
         """
         build = self.open(build_id)
+        build.again()  # or the reason why not
         whole = examples(build.spec, build.data, build.data.train)
         made = folds(self.store, build.data, whole, build.folds_spec, report)
         expected = float(build.mislabels()["score"].sum())
@@ -331,6 +467,7 @@ class Engine:
     ) -> dict[str, Any]:
         """How many proponents must go before predictions of a build flip, kept once computed."""
         build = self.open(build_id)
+        run = build.again()
         check_removals(spec, len(build.train_labels_N))
         name = content_id("brittleness", build_id, spec)
 
@@ -340,12 +477,13 @@ class Engine:
             tests = np.sort(draw.permutation(right)[: spec.tests])
             hits = [build.query(int(t), spec.most, "label").proponents for t in tests]
             flipped = flips(
+                self.store,
                 build.data,
                 examples(build.spec, build.data, build.data.train),
                 examples(build.spec, build.data, build.data.test),
                 tests.tolist(),
                 [np.array([h.train_id for h in some]) for some in hits],
-                replace(build.recipe, seed=0, snapshots=0),
+                run,
                 spec.removals,
                 report,
             )
@@ -372,7 +510,7 @@ class Engine:
         build = self.open(build_id)
         asked_class = build.class_of(test_id, target)
         spec = whatif.VerifySpec(
-            run=replace(build.recipe, seed=0, snapshots=0),
+            run=build.again(),
             test=test_id,
             target=asked_class,
             removed=whatif.checked(build.train_labels_N, removed),
@@ -516,13 +654,18 @@ class Engine:
         Raises `UserError` where they change nothing.
         """
         build = self.open(build_id)
+        build.again()  # or the reason why not
         decided = self.decisions.in_force(build.data_id)
         return revise(self.store, build.data, decided, build_id)
 
     def revised_spec(self, build_id: str, revision_id: str) -> BuildSpec:
-        """The same build on the revised data; its networks start from the same seeds."""
-        spec = self.open(build_id).spec
-        return replace(spec, data=replace(spec.data, revision=revision_id))
+        """The same build on the revised data; its networks start from the same seeds.
+
+        Networks that were given are trained. Raises `UserError` where none may be.
+        """
+        build = self.open(build_id)
+        build.again()  # or the reason why not
+        return replace(build.spec, data=replace(build.spec.data, revision=revision_id), weights=())
 
     def changes(self, before_id: str, after_id: str) -> Changes:
         """What differs between two builds on the same test images."""
@@ -675,9 +818,15 @@ def check(spec: BuildSpec) -> None:
     known("basis", spec.features.basis, ("own", "random"), "--basis")
     known("q", spec.estimator.q, ("members", "training"), "--q")
     check_name(spec.model)
+    check_preprocess(spec.preprocess, spec.model)
+    if spec.train != "none":
+        code_id(spec.train, "--train")
+    strategies.check_networks(spec)
     limits: list[tuple[str, float, float, float]] = [
         ("--models", spec.models, 1, 1000),
         ("--epochs", spec.epochs, 1, 100_000),
+        ("--learning-rate", spec.rate, 1e-9, 1e3),
+        ("--batch", spec.batch_size, 2, 100_000),
         ("--damping", spec.estimator.damping, 0, 1e12),
         ("--q-power", spec.estimator.q_power, 0, 10),
         ("--width", spec.width, 1e-3, 100),
@@ -691,18 +840,27 @@ def check(spec: BuildSpec) -> None:
     strategies.check(spec)
 
 
+def id_of(spec: BuildSpec, data: Dataset) -> str:
+    """The id of a build: its spec, its data, and the code that its names stand for."""
+    own = {"preprocess_code": code_id(spec.preprocess), "train_code": code_id(spec.train)}
+    codes = [own] if any(own.values()) else []
+    return content_id("build", data.id, spec, code_id(spec.model), *codes)
+
+
 class Making:
     """A build in the making: each method makes one kind of artifact, or finds it."""
 
     def __init__(self, store: Store, spec: BuildSpec, data: Dataset, report: Report) -> None:
         self.store, self.spec, self.data, self.report = store, spec, data, report
-        self.model_code = code_id(spec.model)
         self.train = examples(spec, data, data.train)
         self.test = examples(spec, data, data.test)
         if spec.adapters:  # before anything is trained
-            checked(network(spec.model, data, spec.width, spec.seed), spec.lora)
+            checked(network(spec.model, data, spec.width, spec.seed, spec.preprocess), spec.lora)
         total = spec.models * (1 + spec.finetunes + spec.adapters)
-        self.runs = [self.run(i, "", i, total) for i in range(spec.models)]
+        self.runs = [
+            self.given(spec.weights[i]) if spec.weights else self.run(i, "", i, total)
+            for i in range(spec.models)
+        ]
         done = iter(range(spec.models, total))
         self.tuned = [
             self.run(f, run.manifest["id"], next(done), total)
@@ -722,41 +880,84 @@ class Making:
         return lambda stage, done, of: self.report(stage, at * of + done, total * of)
 
     def recipe(self, seed: int) -> RunSpec:
+        """How networks are trained, whether the build's own were or are given."""
+        spec = self.spec
+        return replace(
+            self.kind,
+            epochs=spec.epochs,
+            learning_rate=spec.rate,
+            batch=spec.batch_size,
+            seed=seed,
+            snapshots=spec.snapshots,
+            start=spec.start,
+            freeze=spec.freeze,
+            train=spec.train,
+            train_code=code_id(spec.train, "--train"),
+        )
+
+    @property
+    def kind(self) -> RunSpec:
+        """What is said of a network whatever its weights are."""
         spec = self.spec
         return RunSpec(
             data_id=self.data.id,
             model=spec.model,
-            model_code=self.model_code,
+            model_code=code_id(spec.model),
             width=spec.width,
-            epochs=spec.epochs,
-            seed=seed,
-            snapshots=spec.snapshots,
+            preprocess=spec.preprocess,
+            preprocess_code=code_id(spec.preprocess, "--preprocess"),
         )
+
+    def given(self, weights_id: str) -> Artifact:
+        """A network that was not trained here: what it says of the images."""
+        run = replace(self.kind, epochs=0, given=weights_id)
+
+        def fill(draft: Draft) -> None:
+            self.said(draft, weights.given(self.store, self.data, run), None)
+
+        return self.store.make("run", content_id(run), fill, asdict(run))
 
     def run(self, i: int, parent: str, at: int, total: int) -> Artifact:
         """The i-th trained network, or the i-th short fine-tune on from `parent`."""
         spec = self.spec
         run = self.recipe(1000 * (self.seed_of(parent) if parent else spec.seed) + i)
-        if parent:
+        if parent:  # by our recipe, whatever the parent was trained by
             run = replace(run, parent=parent, epochs=spec.finetune_epochs, snapshots=0)
+            run = replace(run, start="", train="", train_code="")
 
         def fill(draft: Draft) -> None:
             if parent:
                 fresh = self.network(Checkpoint(run_id=parent))
             else:
-                fresh = network(spec.model, self.data, spec.width, run.seed)
+                fresh = weights.begun(self.store, self.data, run)
             whole = self.train
             trained = train(fresh, whole.x_N, whole.target_N, run, self.part(at, total))
-            probs_TC = probabilities(trained.network, self.test.x_N)
-            correct_T = probs_TC.argmax(1) == self.test.target_N
             draft.weights(trained.network.state_dict())
-            for epoch, weights in trained.snapshots.items():
-                draft.weights(weights, f"weights-{epoch}")
-            draft.array("belief", trained.belief_NC)
-            draft.array("test_probs", probs_TC.numpy())
-            draft.note(accuracy=float(correct_T.float().mean()))
+            for epoch, state in trained.snapshots.items():
+                draft.weights(state, f"weights-{epoch}")
+            self.said(draft, trained.network, trained.belief_NC)
 
         return self.store.make("run", content_id(run), fill, asdict(run))
+
+    def said(self, draft: Draft, made: torch.nn.Module, belief_NC: np.ndarray | None) -> None:
+        """What a network says of the test images, and said of the training images on its way.
+
+        Where nothing is known of its way, what it says of them at its end.
+        """
+        probs_TC = probabilities(made, self.test.x_N)
+        if not torch.isfinite(probs_TC).all():
+            raise UserError(
+                found="a network whose answer is not a number for some test image",
+                wanted="finite logits",
+                next_step="check its weights and --preprocess",
+            )
+        if belief_NC is not None:
+            draft.array("belief", belief_NC)
+        else:
+            draft.array("train_probs", probabilities(made, self.train.x_N).numpy())
+        draft.array("test_probs", probs_TC.numpy())
+        correct_T = probs_TC.argmax(1) == self.test.target_N
+        draft.note(accuracy=float(correct_T.float().mean()))
 
     def adapter(self, run_id: str, j: int, at: int, total: int) -> Artifact:
         """The j-th LoRA adapter on a trained network."""
@@ -771,7 +972,9 @@ class Making:
 
     def seed_of(self, run_id: str) -> int:
         """The seed of one of the networks, from which those of what starts from it follow."""
-        return next(r.manifest["made_by"]["seed"] for r in self.runs if r.manifest["id"] == run_id)
+        run = next(r.manifest["made_by"] for r in self.runs if r.manifest["id"] == run_id)
+        given = run.get("given", "")
+        return int(given, 16) % 10**6 if given else run["seed"]  # of weights, by what is in them
 
     @cached_property
     def checkpoints(self) -> list[Checkpoint]:
@@ -941,6 +1144,12 @@ class Making:
 
         The first epochs believe little, so the mean is far from the rounding of 1 - p.
         """
+        if not all(map(was_watched, self.runs[:networks])):
+            raise UserError(
+                found="--q training of networks that said nothing on the way",
+                wanted="what they believed after each epoch",
+                next_step="give --q members, or call after_epoch in the function of --train",
+            )
         beliefs = [r.array("belief") for r in self.runs[:networks]]
         belief_NC = np.stack(beliefs).mean(0, dtype=np.float64)
         given_N = belief_NC[np.arange(len(self.train)), self.data.train.labels_N]
@@ -999,6 +1208,8 @@ class Making:
 
         def step(checkpoint: Checkpoint) -> float:
             module = self.network(checkpoint)
+            for parameter in attributed(module):
+                parameter.requires_grad_()
             return of(lambda: cross_entropy(module(some.x_N), some.target_N).backward())
 
         member = self.members[0]
@@ -1006,7 +1217,8 @@ class Making:
         each = of(lambda: block(seen(whole, member), some, whole.projections))
         stored = len(unique(self.blocks))
         plain = Checkpoint(run_id=self.runs[0].manifest["id"])
-        training = (spec.epochs + spec.finetunes * spec.finetune_epochs) * step(plain)
+        epochs = (0 if spec.weights else spec.epochs) + spec.finetunes * spec.finetune_epochs
+        training = epochs * step(plain)
         if spec.adapters:
             passes = spec.adapters * spec.lora.epochs * spec.lora.share
             training += passes * step(self.checkpoints[0])
@@ -1030,11 +1242,13 @@ class Making:
         draft.note(
             members=[asdict(m) for m in members],
             features=[b.manifest["id"] for b in self.blocks],
+            recipe=asdict(self.recipe(spec.seed)),
             networks=[r.manifest["id"] for r in self.runs],
             parts={
                 "data": [data.id],
                 "runs": [r.manifest["id"] for r in runs],
                 "adapters": [a.manifest["id"] for a in self.adapters],
+                "weights": list(dict.fromkeys([*spec.weights, *filter(None, [spec.start])])),
                 "sites": [p.manifest["id"] for p in places],
                 "features": [b.manifest["id"] for b in blocks],
                 "margins": [m.manifest["id"] for m in margins],
@@ -1058,6 +1272,8 @@ class Making:
                 "coverage": min(p.manifest["coverage"] for p in places),
                 "left_out": list(places[0].manifest["left_out"]),
                 "fallback": list(places[0].manifest["fallback"]),
+                "given": len(spec.weights),
+                "fresh": list(weights.left_fresh(self.store, data, self.recipe(spec.seed))),
                 "seconds": {
                     "train": seconds([*runs, *self.adapters]),
                     "basis": seconds(places),
@@ -1067,7 +1283,14 @@ class Making:
                 },
                 "flops": self.flops(),
                 "bytes": {
-                    "checkpoints": sum(a.size for a in [*runs, *self.adapters]),
+                    "checkpoints": sum(
+                        a.size
+                        for a in [
+                            *runs,
+                            *self.adapters,
+                            *(weights.artifact_of(self.store, w) for w in spec.weights),
+                        ]
+                    ),
                     "features": sum(b.size for b in [*blocks, *margins]),
                     "index": index.manifest["files"]["rows.faiss"]["bytes"],
                     "queries": index.size - index.manifest["files"]["rows.faiss"]["bytes"],
@@ -1133,8 +1356,38 @@ class Build:
 
     @property
     def recipe(self) -> RunSpec:
-        """How its networks were trained; the seed is the first one's."""
+        """How its networks were trained, or given ones would be; the seed is the first one's."""
         return recipe(self.store, found(self.store, "build", self.id))
+
+    def again(self) -> RunSpec:
+        """How networks are trained again; its seed plays no part.
+
+        Raises `UserError` where they may not be, or the code of a FILE.py is another one now.
+        """
+        run = replace(self.recipe, seed=0, snapshots=0)
+        if not run.trains:
+            raise UserError(
+                found=f"build {self.id}, made with --train none",
+                wanted="a build whose networks may be trained again",
+                next_step="build it again with --train FILE.py:FUNCTION, or without --train for "
+                "our recipe",
+            )
+        weights.unedited(run)
+        return run
+
+    @property
+    def retraining(self) -> str:
+        """By what networks are trained again where that is not how its own were; else empty."""
+        run = self.recipe
+        if not run.trains:
+            return "Nothing is trained again: the build was made with --train none."
+        if not self.spec.weights or run.train:
+            return ""
+        return (
+            f"Networks are trained again by our recipe ({run.epochs} epochs of SGD at a learning "
+            f"rate of {run.learning_rate:g}, batches of {run.batch}), not by yours; "
+            "--train FILE.py:FUNCTION names yours."
+        )
 
     def tests(self, labels: testlabels.Labels | None = None) -> pd.DataFrame:
         """One row a test example: label, predicted, confidence (of the predicted), correct.
@@ -1505,6 +1758,12 @@ class Build:
         if not by:
             return frame
         known("signal", by, tuple(n.removeprefix("signal_") for n in SIGNALS), "--by")
+        if by == "training" and "signal_training" not in frame:
+            raise UserError(
+                found=f"networks of build {self.id} that nobody watched while they were trained",
+                wanted="another signal",
+                next_step="choose masks, influence, neighbours or opponents with --by",
+            )
         if f"signal_{by}" not in frame:
             raise UserError(
                 found=f"no networks that leave examples of build {self.id} out",
@@ -1515,7 +1774,9 @@ class Build:
 
     def evidence(self) -> signals.Evidence:
         """What is known of every training label."""
-        beliefs = [self._part("run", r).array("belief") for r in self._networks]
+        runs = [self._part("run", name) for name in self._networks]
+        watched = all(map(was_watched, runs))
+        beliefs = [r.array("belief" if watched else "train_probs") for r in runs]
         votes, unseen = self.votes(), self._unseen()
         at = np.arange(len(self.train_labels_N))
         if len(beliefs) > 1:
@@ -1523,10 +1784,17 @@ class Build:
         else:
             blocks = [self._part("features", name) for name in self._features]
             doubt_MN = np.stack([q(torch.from_numpy(b.array("train_margin"))) for b in blocks])
+        belief_NC, member_q_N = (
+            np.stack(beliefs).mean(0, dtype=np.float32),
+            self.index.array("member_q"),
+        )
+        if not watched:
+            belief_NC = signals.at_the_end(belief_NC, member_q_N, self.train_labels_N)
         return signals.Evidence(
-            belief_NC=np.stack(beliefs).mean(0, dtype=np.float32),
+            belief_NC=belief_NC,
+            watched=watched,
             disagreement_N=signals.disagreement(doubt_MN),
-            q_N=self.index.array("member_q"),
+            q_N=member_q_N,
             self_influence_N=self.compressed.self_influence_N,
             neighbours_NC=votes.array("neighbours"),
             opponents_NC=votes.array("opponents"),
@@ -1669,9 +1937,22 @@ class Build:
 
     def seen(self, split: str, position: int) -> np.ndarray:
         """What the network gets of an image, as pixels again: uint8 (H, W) or (H, W, 3)."""
-        x_CHW = inputs(self.spec.model, self.data, self.image(split, position)[None])[0]
-        mean, std = (torch.tensor(v)[:, None, None] for v in (self.data.mean, self.data.std))
-        pixels_CHW = (x_CHW * std.clamp_min(1e-6) + mean).clamp(0, 1).mul(255).round().byte()
+        return self.as_seen(self.image(split, position))
+
+    def as_seen(self, image: np.ndarray) -> np.ndarray:
+        """What the network gets of an image in the form of the data's, as pixels again.
+
+        After a preprocessing of the user's own or a library's, stretched from black to white.
+        """
+        preprocess = self.spec.preprocess
+        x_CHW = inputs(self.spec.model, self.data, image[None], preprocess)[0]
+        if preprocess:
+            shift, unit = x_CHW.min(), (x_CHW.max() - x_CHW.min()).clamp_min(1e-12)
+            x_CHW = (x_CHW - shift) / unit
+        else:
+            mean, std = (torch.tensor(v)[:, None, None] for v in (self.data.mean, self.data.std))
+            x_CHW = x_CHW * std.clamp_min(1e-6) + mean
+        pixels_CHW = x_CHW.clamp(0, 1).mul(255).round().byte()
         return pixels_CHW.permute(1, 2, 0).squeeze(2).numpy()
 
     def _half(self, split: str) -> Split:
@@ -1689,6 +1970,40 @@ class Build:
         if wanted.isdecimal():
             return [n for n in (int(wanted[:18]),) if n < len(names)]
         return [n for n, name in enumerate(names) if wanted in name.casefold()]
+
+    def attempt(
+        self, image: np.ndarray, target: str = "predicted", k: int = 12, report: Report = silent
+    ) -> Tried:
+        """What the networks say of an image of neither half, and the training images behind it.
+
+        `image` is uint8 as the data set's are (`pictures.alike`), `target` "predicted" or a class
+        by name or number. Raises `UserError` for a target or k out of range.
+        """
+        self.check_k(k)
+        images = image[None]
+        x_1 = inputs(self.spec.model, self.data, images, self.spec.preprocess)
+        key_1 = torch.from_numpy(example_keys(example_ids(images)).copy())
+        with self._lock:  # masks are hooks on shared networks
+            probs_C = np.mean([probabilities(n, x_1)[0].numpy() for n in self._plain], axis=0)
+            predicted = int(probs_C.argmax())
+            asked = predicted if target == "predicted" else self.class_named(target)
+            u_Md = self._squeezed(Examples(x_1, key_1, torch.tensor([asked])), report)
+        return Tried(
+            probs=tuple(map(float, probs_C)),
+            predicted=predicted,
+            target=asked,
+            proponents=self._hits(u_Md, self.compressed.search(u_Md, k)),
+            opponents=self._hits(u_Md, self.compressed.search(u_Md, k, opponents=True)),
+            noise=self.noise,
+        )
+
+    @cached_property
+    def _plain(self) -> list[torch.nn.Module]:
+        """The networks, as trained."""
+        return [
+            load_network(self.store, self.spec, self.data, Checkpoint(run_id=run_id))
+            for run_id in self._networks
+        ]
 
     def _query_Md(self, test_id: int, target: int) -> np.ndarray:
         if (test_id, target) in self._row_of:
@@ -1761,6 +2076,10 @@ class Build:
             return int(self.test_labels_T[test_id])
         if target == "predicted":
             return int(self.predicted_T[test_id])
+        return self.class_named(target)
+
+    def class_named(self, target: str) -> int:
+        """The class of that name or number. Raises `UserError` where there is none."""
         if target in self.classes:
             return self.classes.index(target)
         if target.isdecimal() and int(target) < len(self.classes):
@@ -1832,7 +2151,7 @@ def spread_of(scores_QMH: np.ndarray, networks: int) -> np.ndarray:
 
 def examples(spec: BuildSpec, data: Dataset, split: Split) -> Examples:
     return Examples(
-        inputs(spec.model, data, split.images),
+        inputs(spec.model, data, split.images, spec.preprocess),
         torch.from_numpy(example_keys(split.ids).copy()),
         torch.from_numpy(split.labels_N),
     )
@@ -1874,6 +2193,8 @@ def seen(whole: Projected, member: Member) -> View:
 
 def recipe(store: Store, build: Artifact) -> RunSpec:
     """How the networks of a build were trained; the seed is the first one's."""
+    if "recipe" in build.manifest:
+        return RunSpec(**build.manifest["recipe"])
     return RunSpec(**found(store, "run", build.manifest["networks"][0]).manifest["made_by"])
 
 
@@ -1907,6 +2228,17 @@ def recalled(kept: OrderedDict[str, Kept], name: str, make: Callable[[], Kept]) 
         while len(kept) > 100:
             kept.popitem(last=False)
     return kept[name]
+
+
+def was_watched(run: Artifact) -> bool:
+    """Whether a network said what it believed while it was trained."""
+    return "belief.npy" in run.manifest["files"]
+
+
+def facts(artifact: Artifact) -> dict[str, Any]:
+    """Which artifact it is, and how large."""
+    kind, name = artifact.manifest["kind"], artifact.manifest["id"]
+    return {"kind": kind, "id": name, "bytes": artifact.size}
 
 
 def unique(artifacts: Iterable[Artifact]) -> list[Artifact]:
@@ -1954,10 +2286,17 @@ def load_network(
     store: Store, spec: BuildSpec, data: Dataset, checkpoint: Checkpoint
 ) -> torch.nn.Module:
     """The network with the weights of a checkpoint, in evaluation mode."""
-    module = network(spec.model, data, spec.width, seed=0)
     run = found(store, "run", checkpoint.run_id)
-    name = "weights" if checkpoint.epoch is None else f"weights-{checkpoint.epoch}"
-    module.load_state_dict(run.weights(name))
+    made_by = RunSpec(**run.manifest["made_by"])
+    weights.unedited(replace(made_by, train=""))
+    if made_by.given:
+        module = weights.given(store, data, made_by)
+    else:
+        module = network(spec.model, data, spec.width, 0, spec.preprocess)
+        name = "weights" if checkpoint.epoch is None else f"weights-{checkpoint.epoch}"
+        module.load_state_dict(run.weights(name))
+    if spec.freeze:
+        module = frozen_below(module, spec.model, len(data.classes))
     if checkpoint.adapter:
         adapter = found(store, "adapter", checkpoint.adapter)
         for file in adapter.manifest["files"]:
@@ -1985,7 +2324,7 @@ def spec_from(fields: dict[str, Any]) -> BuildSpec:
         for name in ("data", "features", "estimator", "lora")
     }
     parts["lora"] = replace(parts["lora"], targets=tuple(parts["lora"].targets))
-    return BuildSpec(**{**fields, **parts})
+    return BuildSpec(**{**fields, **parts, "weights": tuple(fields.get("weights", ()))})
 
 
 def member_from(fields: dict[str, Any]) -> Member:

@@ -149,7 +149,13 @@ def sizes(probe: Probe) -> dict[str, int]:
 def seconds(probe: Probe) -> dict[str, float]:
     """Seconds of each stage, measured on a few examples."""
     spec, counts, some = probe.spec, probe.counts, probe.some
-    recipe = RunSpec(data_id="", model=spec.model, width=spec.width, epochs=1)
+    recipe = RunSpec(
+        data_id="",
+        model=spec.model,
+        epochs=1,
+        learning_rate=spec.rate,
+        batch=spec.batch_size,
+    )
 
     def trained(count: int) -> None:
         few = some[slice(0, count)]
@@ -161,7 +167,8 @@ def seconds(probe: Probe) -> dict[str, float]:
 
     member = probe.members[0]
     view = probe.whole.view(member.mask, member.p, member.shared)
-    passes = spec.models * (spec.epochs + spec.finetunes * spec.finetune_epochs)
+    own = 0 if spec.weights else spec.epochs  # given networks are trained already
+    passes = spec.models * (own + spec.finetunes * spec.finetune_epochs)
     training = passes * counts.train * each(trained, len(some))
     if spec.adapters:
         seen = spec.lora.epochs * spec.lora.share * counts.train

@@ -14,10 +14,10 @@ import torch
 
 from .data import Dataset
 from .features import Examples
-from .models import network
 from .records import Report, RunSpec, content_id, silent
 from .store import Artifact, Draft, Store
 from .train import probabilities, stackable, train, train_together
+from .weights import begun
 
 FIRST_SEED = 2 * 10**15  # beyond the seeds of the networks that attribute and of those of a truth
 
@@ -45,7 +45,7 @@ def folds(
     """
     fold_N = fold_of(data.train.labels_N, spec)
     held_K = [np.flatnonzero(fold_N == k) for k in range(spec.folds)]
-    together = stackable(network(spec.run.model, data, spec.run.width, 0))
+    together = stackable(begun(store, data, spec.run), spec.run)
     chunks = [range(spec.folds)] if together else [range(k, k + 1) for k in range(spec.folds)]
 
     def fill(draft: Draft) -> None:
@@ -85,7 +85,7 @@ def part(
 
     def fill(draft: Draft) -> None:
         recipes = [replace(spec.run, seed=FIRST_SEED + 1000 * spec.seed + k) for k in chunk]
-        networks = [network(spec.run.model, data, spec.run.width, each.seed) for each in recipes]
+        networks = [begun(store, data, each) for each in recipes]
         # All of one length: folds differ by one example at most.
         seen_Mn = torch.stack([others(held_K[k], count)[: count - most] for k in chunk])
         held_MH = torch.from_numpy(np.stack([np.resize(held_K[k], most) for k in chunk]))
@@ -98,7 +98,10 @@ def part(
             trained = train(
                 networks[0], some.x_N, some.target_N, recipes[0], report, asked_H=asked_H
             )
-            belief_MHC = trained.belief_NC[None]
+            if trained.belief_NC is None:  # the user's own training says nothing on the way
+                belief_MHC = probabilities(trained.network, asked_H).numpy()[None]
+            else:
+                belief_MHC = trained.belief_NC[None]
         draft.array("belief", belief_MHC)
         probs = [
             probabilities(n, whole.x_N[h]).numpy() for n, h in zip(networks, held_MH, strict=True)

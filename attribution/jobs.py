@@ -56,12 +56,14 @@ def start(cache: Path, options: list[str], command: str = "build") -> str:
     """Start ``python -m attribution COMMAND`` with `options`, detached; returns the job's id."""
     known("command", command, COMMANDS, "the first word")
     job_id = secrets.token_hex(6)
-    cache = cache.absolute()  # the process starts in another folder
+    cache = cache.absolute()
     place = cache / "jobs" / job_id
     with writable(cache):
         place.mkdir(parents=True)
         words = [sys.executable, "-m", "attribution", command, *options]
         words += ["--cache", str(cache), "--job", job_id]
+        # In the folder that the app runs in, so that a FILE.py means the same file.
+        found = (str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH"))
         with (place / "log.txt").open("wb") as log:
             process = subprocess.Popen(
                 words,
@@ -69,7 +71,7 @@ def start(cache: Path, options: list[str], command: str = "build") -> str:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                cwd=Path(__file__).parent.parent,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, found))},
             )
         write(place / "process.json", {"pid": process.pid, "began": began(process.pid)})
         # Last, because a job exists once it has a request.

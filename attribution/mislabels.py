@@ -22,6 +22,8 @@ SIGNALS = {
     "signal_unseen": "Networks that did not train on it do not believe its label.",
 }
 WEIGHTS = {"training": 1.0, "unseen": 0.35, "neighbours": 0.2, "opponents": 0.1}
+# Of networks that nobody watched while they learnt the labels, wrong ones too.
+UNWATCHED = {"training": 0.2, "unseen": 1.0, "neighbours": 1.0, "opponents": 0.35}
 FLOOR = 1e-3  # added to every belief, so that none rules a class out
 SHARPNESS = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8)
 AMBIGUOUS = 0.9  # quantile of the disagreement above which a label that may be right is ambiguous
@@ -35,7 +37,8 @@ def suspects(
     `score` is the probability that the label is wrong; `influence` what the example alone does for
     its own label, `disagreement` how far the networks are from saying the same of it, and `kind`
     tells by these: `wrong` more likely than not, else `ambiguous` where they disagree most, else
-    `clear`. `signal_unseen` is there where the evidence has it.
+    `clear`. `signal_unseen` is there where the evidence has it, `signal_training` where somebody
+    watched the networks while they were trained.
     """
     at = np.arange(len(labels_N))
     given_N = evidence.belief_NC[at, labels_N]
@@ -51,7 +54,7 @@ def suspects(
         "suggested_label": best_N,
         "given_probability": given_N,
         "suggested_probability": suggested_N,
-        "signal_training": (1 + suggested_N - given_N) / 2,
+        **({"signal_training": (1 + suggested_N - given_N) / 2} if evidence.watched else {}),
         "signal_masks": evidence.q_N,
         "signal_influence": percentile(influence_N),
         "signal_neighbours": 1 - evidence.neighbours_NC[at, labels_N],
@@ -64,8 +67,9 @@ def suspects(
     frame["disagreement"] = evidence.disagreement_N
     frame["score"] = fused(labels_N, evidence)
     frame["kind"] = kinds(frame["score"].to_numpy(), evidence.disagreement_N)
+    since = "While training, the networks" if evidence.watched else "The ensemble's members"
     frame["why"] = [
-        f"While training, the networks believed {100 * b:.0f} % in “{classes[other]}” "
+        f"{since} believed {100 * b:.0f} % in “{classes[other]}” "
         f"and {100 * a:.0f} % in the given “{classes[label]}”."
         for label, other, a, b in zip(labels_N, best_N, given_N, suggested_N, strict=True)
     ]
@@ -84,13 +88,14 @@ def fused(labels_N: np.ndarray, evidence: Evidence) -> np.ndarray:
     The log-odds against the given label in the pooled belief are taken for two bell curves. Where
     there are networks that did not train on an example, their opinion (`doubted`) is averaged with
     that one: the two err in different ways. A logistic curve of the odds is fitted to the outcome,
-    once more when it is known which classes are mistaken for which.
+    once more when it is known which classes are mistaken for which; not where nobody watched the
+    networks, whose opinion is too vague to tell that.
     """
     opinion_N = bells(against(pooled(replace(evidence, unseen_NC=None)), labels_N))
     if evidence.unseen_NC is not None:
         opinion_N = (opinion_N + doubted(labels_N, evidence.unseen_NC)) / 2
     log_NC, rate_CC = pooled(evidence), np.ones((evidence.belief_NC.shape[1],) * 2)
-    for _ in range(3):
+    for _ in range(3 if evidence.watched else 1):
         p_N = logistic(against(log_NC + np.log(rate_CC[:, labels_N].T), labels_N), opinion_N)
         rate_CC = confusion(log_NC, labels_N, p_N)
     return p_N
@@ -108,10 +113,11 @@ def pooled(evidence: Evidence) -> np.ndarray:
     }
     if evidence.unseen_NC is not None:
         beliefs["unseen"] = evidence.unseen_NC + FLOOR
+    weights = WEIGHTS if evidence.watched else UNWATCHED
     log_NC = np.zeros(evidence.belief_NC.shape)
     for name, belief_NC in beliefs.items():
         whole_NC = belief_NC.astype(np.float64)
-        log_NC += WEIGHTS[name] * np.log(whole_NC / whole_NC.sum(1, keepdims=True))
+        log_NC += weights[name] * np.log(whole_NC / whole_NC.sum(1, keepdims=True))
     return log_NC
 
 

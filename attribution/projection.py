@@ -132,15 +132,21 @@ def checked_sites(
 ) -> tuple[tuple[Site, ...], tuple[str, ...]]:
     """The sites that can be trusted, and the names of the parameters left out.
 
-    On a few examples, in float64, every site's projected gradient is compared with one backward
-    call an example. A layer that does not agree (it never fired, or something wraps it) is
-    differentiated parameter by parameter instead; a parameter that has no gradient, or more
-    entries than `FALLBACK_LIMIT`, is left out.
+    On a few examples, in float64 where the network bears it, every site's projected gradient is
+    compared with one backward call an example. A layer that does not agree (it never fired, or
+    something wraps it) is differentiated parameter by parameter instead; a parameter that has no
+    gradient, or more entries than `FALLBACK_LIMIT`, is left out.
     """
     with frozen(view.network), torch.no_grad():  # makes computed weights copyable
         view.network(x_B)
     double = View(copy.deepcopy(view.network).double(), view.places, view.mask, view.p)
     examples = (x_B.double() if x_B.is_floating_point() else x_B, key_B, target_B)
+    try:
+        with frozen(double.network), torch.no_grad():
+            double.network(examples[0])
+    except RuntimeError:  # it turns its input into single precision itself
+        double = View(copy.deepcopy(view.network), view.places, view.mask, view.p)
+        examples = (x_B, key_B, target_B)
     trusted, alone, left_out = [], [], []
     layers = sites(view.network)
     agreed = _agreeing(double, examples, [s for s in layers if s.kind != "parameter"])
@@ -166,7 +172,9 @@ def _agreeing(
     if not places:
         return set()
     # One gradient direction: every convolution then keeps its whole input, the way with more traps.
-    projections = random_projections(places, 8, 1, seed=0, like=examples[0].double())
+    like = next(view.network.parameters())
+    rtol, atol = (1e-6, 1e-9) if like.dtype == torch.float64 else (1e-2, 1e-4)
+    projections = random_projections(places, 8, 1, seed=0, like=like)
     found, _ = site_features(view, *examples, projections)
     exact = loop_gradients(view, *examples, places)
     agreed = set()
@@ -175,6 +183,6 @@ def _agreeing(
         used = exact[site].any() or site.kind != "parameter"
         phi = found.get(site)
         if used and phi is not None and phi.shape == wanted.shape:  # else: no batch axis first
-            if torch.allclose(phi, wanted, rtol=1e-6, atol=1e-9):
+            if torch.allclose(phi, wanted, rtol, atol * max(1.0, float(wanted.abs().max()))):
                 agreed.add(site)
     return agreed

@@ -60,13 +60,28 @@ def content_id(*parts: Any) -> str:
     def plain(part: Any) -> Any:
         if is_dataclass(part) and not isinstance(part, type):
             return {type(part).__name__: settled(asdict(part))}
+        if isinstance(part, dict):
+            return settled(part)
         return part.hex() if isinstance(part, bytes) else part
 
     text = json.dumps([FORMAT, *map(plain, parts)], sort_keys=True, default=list)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-LATER = {"revision": "", "pixels": ""}  # fields that older ids know nothing of
+LATER: Mapping[str, Any] = {
+    "revision": "",
+    "pixels": "",
+    "weights": (),
+    "given": "",
+    "start": "",
+    "freeze": False,
+    "preprocess": "",
+    "preprocess_code": "",
+    "train": "",
+    "train_code": "",
+    "rate": 0.01,
+    "batch_size": 64,
+}  # fields that older ids know nothing of
 
 
 def settled(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,6 +144,18 @@ class RunSpec:
     seed: int = 0
     snapshots: int = 0  # weights kept along the way, evenly spaced, the last ones included
     parent: str = ""  # id of the run whose weights it starts from: a short fine-tune
+    given: str = ""  # id of the weights that it is, of a network that was not trained here
+    start: str = ""  # id of the weights that training starts from
+    freeze: bool = False  # only the last layer is trained
+    preprocess: str = ""  # how images become input (`models.inputs`)
+    preprocess_code: str = ""  # hash of the file behind it
+    train: str = ""  # FILE.py:FUNCTION that trains in place of `train.train`, or none
+    train_code: str = ""
+
+    @property
+    def trains(self) -> bool:
+        """Whether networks may be trained by it."""
+        return self.train != "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +235,14 @@ class BuildSpec:
     data: DataSpec = field(default_factory=DataSpec)
     model: str = "mlp"
     width: float = 1.0
+    weights: tuple[str, ...] = ()  # ids of the networks' weights; none: they are trained
+    start: str = ""  # id of weights to start from
+    freeze: bool = False  # train only the last layer
+    preprocess: str = ""  # library, or FILE.py:FUNCTION
+    train: str = ""  # FILE.py:FUNCTION that trains a network; none: nothing is trained again
     epochs: int = 50
+    rate: float = 0.01  # learning rate
+    batch_size: int = 64  # of training
     strategy: str = "dropout"  # what the ensemble is called; the axes below make it
     models: int = 5  # networks trained independently
     finetunes: int = 0  # short runs on from each network, which then stand for it
@@ -258,6 +292,18 @@ class Answer:
     proponents: tuple[Hit, ...]
     opponents: tuple[Hit, ...]
     noise: str  # which noise the error bars carry, in words
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tried:
+    """What a build says of an image that is in neither half."""
+
+    probs: tuple[float, ...]  # of each class, mean over the networks
+    predicted: int
+    target: int
+    proponents: tuple[Hit, ...]
+    opponents: tuple[Hit, ...]
+    noise: str  # as an answer's
 
 
 @dataclass(frozen=True, kw_only=True)

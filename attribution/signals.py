@@ -11,8 +11,9 @@ from torch.nn.functional import normalize
 
 from .features import Examples
 from .index import nearest
+from .models import last_layer
 from .train import probabilities
-from .tuning import last_layer, reaching
+from .tuning import reaching
 
 NEIGHBOURS = 50
 OPPONENTS = 50  # of each test example
@@ -23,6 +24,7 @@ class Evidence:
     """All that the ranking of suspicious labels goes by."""
 
     belief_NC: np.ndarray  # probability of each class, mean over the networks and their epochs
+    watched: bool = True  # else nothing is known of their training: `at_the_end`
     disagreement_N: np.ndarray  # `disagreement`
     q_N: np.ndarray  # mean 1 - p of the given label under the members
     self_influence_N: np.ndarray  # the score of each example on itself, without q
@@ -37,9 +39,10 @@ def embedded(network: nn.Module, examples: Examples, classes: int) -> np.ndarray
     Of a network that does not end in a linear layer, its probabilities.
     """
     last = last_layer(network, classes)
-    if last is None:
+    x_NH = None if last is None else reaching(network, last, examples)
+    if x_NH is None:
         return probabilities(network, examples.x_N).numpy()
-    return normalize(reaching(network, last, examples)[:, :-1]).numpy()
+    return normalize(x_NH[:, :-1]).numpy()
 
 
 def neighbour_votes(
@@ -69,6 +72,20 @@ def opponent_votes(
     label_Tk = np.broadcast_to(test_labels_T[:, None], opponents_Tk.shape)
     np.add.at(votes_NC, (opponents_Tk, label_Tk), 1)
     return votes_NC
+
+
+def at_the_end(probs_NC: np.ndarray, q_N: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
+    """A belief (N, C) for want of that during training: of trained networks and of their members.
+
+    The given label has 1 - `q_N`, what the members believe; the rest is shared among the other
+    classes as the networks' last probabilities are.
+    """
+    at = np.arange(len(labels_N))
+    belief_NC = probs_NC.astype(np.float64) + 1e-9
+    belief_NC[at, labels_N] = 0
+    belief_NC *= (q_N / belief_NC.sum(1))[:, None]
+    belief_NC[at, labels_N] = 1 - q_N.astype(np.float64)
+    return belief_NC.astype(np.float32)
 
 
 def disagreement(doubt_MN: np.ndarray) -> np.ndarray:

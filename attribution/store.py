@@ -98,7 +98,12 @@ class Draft:
         return made
 
     def weights(self, values: Mapping[str, torch.Tensor], name: str = "weights") -> None:
-        whole = {k: v.detach().cpu().contiguous() for k, v in values.items()}
+        whole, seen = {}, set()
+        for key, value in values.items():
+            value = value.detach().cpu().contiguous()
+            place = value.untyped_storage().data_ptr()
+            whole[key] = value.clone() if place in seen else value  # tied: safetensors takes none
+            seen.add(place)
         self.bytes_of(f"{name}.safetensors", save(whole))
 
     def bytes_of(self, name: str, content: bytes) -> None:
@@ -230,6 +235,18 @@ class Store:
         finally:
             with suppress(OSError):  # of what was still to be written; who wants it flushes
                 file.close()
+
+    def remove(self, kind: str, name: str) -> None:
+        """Remove an artifact; a reader sees all of it or none."""
+        place = self.root / kind / name
+        locks = self.root / "locks"
+        with writable(self.root):
+            locks.mkdir(exist_ok=True)
+            with FileLock(locks / f"{kind}-{name}.lock"):
+                self._open.pop((kind, name), None)
+                if place.is_dir():
+                    place.rename(place.with_name(f".{name}-removed"))
+                sweep(place.parent, name)
 
 
 @contextmanager

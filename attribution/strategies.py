@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from .records import LOSS, BuildSpec, Checkpoint, Member, UserError
+from .records import LOSS, BuildSpec, Checkpoint, Member, UserError, known
 
 STRATEGIES: Mapping[str, Mapping[str, Any]] = {
     "naive": {},  # independent networks
@@ -59,15 +59,25 @@ def usual_power(estimator: str, masks: int, q: str) -> float:
     return 0.5 if masks else 0.25
 
 
-def usual_q(forward_only: bool) -> str:
-    """What q is averaged over: masks for q alone change only that of the members."""
-    return "members" if forward_only else BuildSpec().estimator.q
+def usual_q(forward_only: bool, watched: bool = True) -> str:
+    """What q is averaged over: masks for q alone change only that of the members.
+
+    And so it is where nobody watched the networks while they were trained.
+    """
+    return BuildSpec().estimator.q if watched and not forward_only else "members"
+
+
+def watched(spec: BuildSpec) -> bool:
+    """Whether the networks say what they believe while they are trained, whoever trains them."""
+    return not (spec.weights or spec.train)
 
 
 def rivals(spec: BuildSpec) -> list[BuildSpec]:
     """The other strategies on the same data and networks, each with its usual axes."""
     found = []
     for strategy in STUDIED:
+        if strategy == "snapshots" and (spec.weights or spec.train):
+            continue  # nothing was kept along the way
         chosen = axes(strategy, {})
         chosen["snapshots"] = min(chosen["snapshots"], spec.epochs)
         q = "members" if chosen["forward_only"] else spec.estimator.q
@@ -137,6 +147,48 @@ def check(spec: BuildSpec) -> None:
         )
 
 
+def check_networks(spec: BuildSpec) -> None:
+    """Raise `UserError` for networks that cannot be had as asked."""
+
+    def refused(found: str, wanted: str, next_step: str) -> UserError:
+        return UserError(found=found, wanted=wanted, next_step=next_step)
+
+    if spec.train not in ("", "none") and ".py:" not in spec.train:
+        known("training", spec.train, ("FILE.py:FUNCTION", "none"), "--train")
+    if not spec.weights:
+        if spec.train == "none":
+            raise refused(
+                "--train none without weights", "networks to attribute", "add --checkpoint FILE"
+            )
+        if spec.train and (spec.snapshots or spec.freeze):
+            raise refused(
+                f"--{'snapshots' if spec.snapshots else 'freeze'} of your own training",
+                "what our recipe trains",
+                "leave it out, or leave out --train",
+            )
+        return
+    if len(set(spec.weights)) < len(spec.weights):
+        raise refused("the same weights given twice", "networks that differ", "give each file once")
+    if len(spec.weights) != spec.models:
+        raise refused(
+            f"{spec.models} networks with weights of {len(spec.weights)}",
+            "as many as there are files",
+            "leave out --models",
+        )
+    if spec.snapshots:
+        raise refused(
+            "--snapshots of networks that were not trained here",
+            "one of the other strategies",
+            "choose another --strategy",
+        )
+    if spec.estimator.q == "training":
+        raise refused(
+            "--q training of networks that were not trained here",
+            "q of the members, as nothing is known of their training",
+            "give --q members",
+        )
+
+
 def members(spec: BuildSpec, checkpoints: Sequence[Checkpoint]) -> list[Member]:
     """The ensemble, the members of one network side by side."""
     masks: Sequence[int | None] = range(spec.masks)
@@ -196,7 +248,7 @@ def views(spec: BuildSpec) -> int:
 
 def resized(spec: BuildSpec, networks: int, count: int) -> BuildSpec:
     """The same ensemble of so many networks with `count` views of each, by its `growing` axis."""
-    axis = growing(spec)
+    axis, spec = growing(spec), replace(spec, weights=spec.weights[:networks])
     if axis is None:
         return replace(spec, models=networks)
     of_each = views(spec) // getattr(spec, axis)
@@ -215,9 +267,15 @@ def options(spec: BuildSpec) -> list[str]:
         ("revision", spec.data.revision, blank.data.revision),
         ("model", spec.model, None),
         ("width", spec.width, blank.width),
+        *(("checkpoint", weights_id, None) for weights_id in spec.weights),
+        ("start", spec.start, blank.start),
+        ("preprocess", spec.preprocess, blank.preprocess),
+        ("train", spec.train, blank.train),
+        ("learning-rate", spec.rate, blank.rate),
+        ("batch", spec.batch_size, blank.batch_size),
         ("epochs", spec.epochs, blank.epochs),
         ("strategy", spec.strategy, None),
-        ("models", spec.models, None),
+        ("models", spec.models, len(spec.weights) or None),
         *((axis, getattr(spec, axis), usual[axis]) for axis in AXES),
         ("dropout", spec.p, blank.p),
         ("finetune-epochs", spec.finetune_epochs, blank.finetune_epochs),
@@ -231,7 +289,7 @@ def options(spec: BuildSpec) -> list[str]:
         ("basis", spec.features.basis, blank.features.basis),
         ("dims", dims(spec), dims(blank)),
         ("damping", spec.estimator.damping, blank.estimator.damping),
-        ("q", spec.estimator.q, usual_q(spec.forward_only)),
+        ("q", spec.estimator.q, usual_q(spec.forward_only, watched(spec))),
         ("q-power", spec.estimator.q_power, None),
         ("index-dims", spec.index_dims, blank.index_dims),
         ("seed", spec.seed, blank.seed),
@@ -241,6 +299,7 @@ def options(spec: BuildSpec) -> list[str]:
         "--relative": spec.estimator.relative,
         "--shared-masks": spec.shared_masks,
         "--redraw": spec.redraw,
+        "--freeze": spec.freeze,
     }
     found += [flag for flag, wanted in flags.items() if wanted]
     return [f"{word:g}" if isinstance(word, float) else str(word) for word in found]
@@ -252,7 +311,8 @@ def dims(spec: BuildSpec) -> str:
 
 def words(spec: BuildSpec) -> str:
     """The ensemble in a few words, as in "5 networks x 20 masks"."""
-    parts = [f"{spec.models} network{'s' if spec.models > 1 else ''}"]
+    whose = "given " if spec.weights else ""
+    parts = [f"{spec.models} {whose}network{'s' if spec.models > 1 else ''}"]
     if spec.finetunes:
         parts.append(f"{spec.finetunes} fine-tunes")
     if spec.snapshots:

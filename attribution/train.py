@@ -1,9 +1,12 @@
 """Train one network, and note what it believes of each example on the way.
 
+By the recipe here, or by the user's own FUNCTION of a FILE.py (`by_own`).
+
 Axes: N training examples, C classes, B a batch.
 """
 
 import copy
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .models import own, owned
 from .records import Report, RunSpec, UserError, silent
 
 
@@ -20,7 +24,7 @@ class Trained:
     """What a run leaves behind."""
 
     network: nn.Module  # in evaluation mode
-    belief_NC: np.ndarray  # float32, probability of each class, mean over the epochs
+    belief_NC: np.ndarray | None  # float32, probability of each class, mean over the epochs
     snapshots: Mapping[int, Mapping[str, Tensor]]  # weights by the number of epochs behind them
 
 
@@ -48,8 +52,16 @@ def train(
     Examples that are not `kept_N` (bool) are left out of their batches, which are otherwise those
     of a training on all.
 
-    Raises `UserError` when the loss is no longer finite.
+    Raises `UserError` when the loss is no longer finite, or there is nothing to fit.
     """
+    if spec.train:
+        return by_own(network, x_N, labels_N, spec, report, kept_N=kept_N, asked_H=asked_H)
+    if not any(p.requires_grad for p in network.parameters()):
+        raise UserError(
+            found=f"network {spec.model!r}, in which no parameter wants a gradient",
+            wanted="at least one to train",
+            next_step="give its weights with --checkpoint, or let it want some",
+        )
     draw = torch.Generator().manual_seed(spec.seed)
     if x_N.dim() == 4 and x_N.shape[1] > 1:  # a third faster on a processor
         network.to(memory_format=torch.channels_last)
@@ -91,6 +103,68 @@ def train(
     return Trained(network.eval(), (belief_NC / spec.epochs).numpy(), snapshots)
 
 
+def by_own(
+    network: nn.Module,
+    x_N: Tensor,
+    labels_N: Tensor,
+    spec: RunSpec,
+    report: Report = silent,
+    *,
+    kept_N: Tensor | None = None,
+    asked_H: Tensor | None = None,
+) -> Trained:
+    """Fit `network` by the user's own FUNCTION of a FILE.py, called as
+
+        FUNCTION(network, x, y, seed=seed)                 # or also after_epoch=after_epoch
+
+    `network` is the fresh one, its weights a function of the seed; `x` (n, ...) float32 are the
+    training inputs as the network takes them, `y` (n,) int64 their labels, `seed` a whole number.
+    It fits the network in place or returns another of the same kind; the global random stream of
+    torch is seeded and put back. For removals it is called with fewer examples, so it must be a
+    function of its arguments alone.
+
+    If it takes ``after_epoch`` it may call ``after_epoch(network)`` after each of its epochs, for
+    what the network believes while training to be noted, which tells wrong labels best. Else the
+    belief is None.
+    """
+    x_n, labels_n = (x_N, labels_N) if kept_N is None else (x_N[kept_N], labels_N[kept_N])
+    asked = x_N if asked_H is None else asked_H
+    epochs, total_NC = 0, torch.zeros(1, 1)
+
+    def after_epoch(now: nn.Module) -> None:
+        nonlocal epochs, total_NC
+        training = now.training
+        total_NC = total_NC + probabilities(now, asked)
+        now.train(training)
+        epochs += 1
+        report("train", epochs, max(spec.epochs, epochs + 1))
+
+    report("train", 0, 1)
+    function = own(spec.train, "--train")
+    with torch.random.fork_rng(devices=[]), owned(spec.train, "--train"):
+        torch.manual_seed(spec.seed)
+        takes = inspect.signature(function).parameters
+        more = {"after_epoch": after_epoch} if "after_epoch" in takes else {}
+        made = function(network.train(), x_n, labels_n, seed=spec.seed, **more)
+    if made is not None and made is not network:
+        try:
+            network.load_state_dict(made.state_dict())
+        except (AttributeError, RuntimeError) as error:
+            raise UserError(
+                found=f"{spec.train} returned {type(made).__name__} that is not the network",
+                wanted="the network that it was given, or another of the same kind",
+                next_step="mend the file given to --train",
+            ) from error
+    if not all(torch.isfinite(v).all() for v in network.state_dict().values()):
+        raise UserError(
+            found=f"{spec.train} left weights that are not finite",
+            wanted="training that converges",
+            next_step="mend the file given to --train",
+        )
+    report("train", 1, 1)
+    return Trained(network.eval(), (total_NC / epochs).numpy() if epochs else None, {})
+
+
 def plain(value: Tensor) -> Tensor:
     """A copy that lies in memory as others expect it."""
     return value.clone(memory_format=torch.contiguous_format)
@@ -105,11 +179,14 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 STACKED = (nn.Flatten, nn.Linear, nn.ReLU, nn.GELU, nn.Tanh, nn.Dropout, nn.Identity, nn.LayerNorm)
 
 
-def stackable(network: nn.Module) -> bool:
+def stackable(network: nn.Module, spec: RunSpec | None = None) -> bool:
     """Whether several networks of this kind train faster together: no convolution, no batch norm.
 
-    A stack of convolutions is a grouped convolution, which a processor does one by one.
+    A stack of convolutions is a grouped convolution, which a processor does one by one. The user's
+    own training of a `spec` gets one network at a time, and so does one that is frozen in part.
     """
+    if (spec and spec.train) or not all(p.requires_grad for p in network.parameters()):
+        return False
     leaves = [m for m in network.modules() if not list(m.children())]
     return all(type(m) in STACKED for m in leaves)
 

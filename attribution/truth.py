@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from .data import Dataset
 from .features import Examples, margins
 from .members import View
-from .models import network
 from .records import Report, RunSpec, TruthSpec, content_id, silent, within
 from .store import Artifact, Draft, Store
 from .train import stackable, train, train_together
+from .weights import begun
 
 PART = 25  # networks of one part, an artifact of its own: what a kill can cost
 FIRST_SEED = 10**15  # beyond the seeds of the networks that attribute
@@ -98,7 +98,7 @@ def part(
 
     def fill(draft: Draft) -> None:
         recipes = [replace(spec.run, seed=FIRST_SEED + spec.seed + 1000 * s + r) for s in chunk]
-        networks = [network(spec.run.model, data, spec.run.width, each.seed) for each in recipes]
+        networks = [begun(store, data, each) for each in recipes]
         rows_Mn = np.stack([np.flatnonzero(subset(spec, s, len(train_examples))) for s in chunk])
         retrain(networks, train_examples, torch.from_numpy(rows_Mn), recipes, report)
         margins_MT = [margins(View(n), test_examples).numpy() for n in networks]
@@ -117,7 +117,7 @@ def retrain(
     report: Report,
 ) -> None:
     """Fit each network on its rows: all at once where they can be stacked, else one by one."""
-    if stackable(networks[0]):
+    if stackable(networks[0], recipes[0]):
         train_together(networks, examples.x_N, examples.target_N, rows_Mn, recipes[0], report)
         return
     for m, (made, rows_n, recipe) in enumerate(zip(networks, rows_Mn, recipes, strict=True)):

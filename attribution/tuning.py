@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from .features import Examples
 from .gradients import margin
 from .metrics import lds
+from .models import last_layer
 from .records import RunSpec, TruthSpec
 from .truth import subset
 
@@ -97,6 +98,8 @@ def refitted(
     if last is None:
         return None
     input_NH, input_TH = (reaching(network, last, some) for some in (train, test))
+    if input_NH is None or input_TH is None:
+        return None
     spec = TruthSpec(run=RunSpec(data_id="", model="a last layer"), subsets=HEADS, seed=seed)
     subsets_SN = np.stack([subset(spec, s, len(train)) for s in range(HEADS)])
     weight_SN = torch.from_numpy(subsets_SN) / (len(train) * spec.share)
@@ -121,23 +124,25 @@ def refitted(
     return Heads(subsets_SN, np.stack([margin(z, test.target_N).numpy() for z in logits_STC]))
 
 
-def last_layer(network: nn.Module, classes: int) -> nn.Linear | None:
-    """The linear layer that a network ends in, if it does."""
-    linear = [m for m in network.modules() if type(m) is nn.Linear and m.out_features == classes]
-    return linear[-1] if linear else None
+def reaching(network: nn.Module, layer: nn.Linear, examples: Examples) -> Tensor | None:
+    """What reaches `layer`, with a column of ones for its bias, float32 (N, H).
 
-
-def reaching(network: nn.Module, layer: nn.Linear, examples: Examples) -> Tensor:
-    """What reaches `layer`, with a column of ones for its bias, float32 (N, H)."""
+    Of a layer that is called more than once, the last time; None for one that never is.
+    """
     seen: list[Tensor] = []
+    parts = []
     hook = layer.register_forward_pre_hook(lambda _, given: seen.append(given[0].flatten(1)))
     try:
         with torch.no_grad():
             for x_B in examples.x_N.split(256):
                 network.eval()(x_B)
+                parts += seen[-1:]
+                seen.clear()
     finally:
         hook.remove()
-    input_NH = torch.cat(seen)
+    if not parts:
+        return None
+    input_NH = torch.cat(parts)
     return torch.cat([input_NH, torch.ones(len(input_NH), 1)], 1)
 
 

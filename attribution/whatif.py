@@ -23,11 +23,11 @@ from .data import Dataset
 from .features import Examples
 from .gradients import margin
 from .metrics import correlation, ranks
-from .models import network
 from .records import Report, RunSpec, UserError, content_id, silent, within
 from .store import Artifact, Draft, Store
 from .train import stackable, train, train_together
 from .truth import FIRST_SEED, differing
+from .weights import begun
 
 PAIRED = 3 * FIRST_SEED  # seeds of no network that attributes, nor of any other retraining
 PART = 5  # seeds of one part, an artifact of its own: what a kill can cost
@@ -241,13 +241,15 @@ def part(
 
     def fill(draft: Draft) -> None:
         pairs = [(removed, r) for r in chunk]
-        draft.array("logits", retrained(data, train_examples, test_examples, run, pairs, report))
+        halves = data, train_examples, test_examples
+        draft.array("logits", retrained(store, *halves, run, pairs, report))
 
     made_by = {"run": asdict(run), "removed": removed, "seeds": [chunk.start, chunk.stop]}
     return store.make("without", content_id("without", made_by), fill, made_by)
 
 
 def retrained(
+    store: Store,
     data: Dataset,
     train_examples: Examples,
     test_examples: Examples,
@@ -262,12 +264,12 @@ def retrained(
     they are stacked, and stacked with the same seeds, as those of a `part` are.
     """
     recipes = [replace(run, seed=PAIRED + r) for _, r in pairs]
-    networks = [network(run.model, data, run.width, each.seed) for each in recipes]
+    networks = [begun(store, data, each) for each in recipes]
     kept_MN = torch.ones(len(pairs), len(train_examples), dtype=torch.bool)
     for kept_N, (removed, _) in zip(kept_MN, pairs, strict=True):
         kept_N[list(removed)] = False
     x_N, target_N = train_examples.x_N, train_examples.target_N
-    if stackable(networks[0]):
+    if stackable(networks[0], run):
         rows_MN = torch.arange(len(train_examples)).expand(len(pairs), -1)
         seeds = [each.seed for each in recipes]
         train_together(

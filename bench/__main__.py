@@ -24,6 +24,7 @@ NAMES = (
     "paper_table",
     "peers",
     "peers_lds",
+    "pretrained",
     "tuning",
     "verify",
 )

@@ -5,15 +5,15 @@ from typing import Any
 import streamlit as st
 
 from attribution.jobs import Job
-from attribution.models import source_file
 from attribution.proposal import Proposal
-from attribution.records import BuildSpec, DataSpec, EstimatorSpec, UserError
+from attribution.records import BuildSpec, DataSpec, EstimatorSpec
 from attribution.strategies import axes, options, usual_power, usual_q
 from pages.parts import own
 from pages.parts.builds_table import builds_table
 from pages.parts.estimated import estimate, estimated
 from pages.parts.grid import notice
 from pages.parts.jobs import RUNNING, bar
+from pages.parts.managing import managing
 from pages.parts.opened import engine, head, whole
 from pages.parts.trouble import guarded
 from pages.parts.words import span
@@ -62,11 +62,12 @@ def form() -> None:
         st.subheader("New build", anchor=False)
         place = st.container()  # the archive is first, because it chooses the data
         own.uploaded()
+        names = own.choices()
         data = place.selectbox(
             "Data",
-            [DEMO, *own.choices()],
+            list(names),
             key="data",
-            format_func=own.shown,
+            format_func=lambda data: names.get(data, data),
             accept_new_options=True,
             help="mnist5k: 4,500 training and 500 test images of digits. Or your own: the path of "
             "a folder with a folder of images for each class (in train and test, or split for "
@@ -101,7 +102,7 @@ def settings(data: str, found: dict[str, Any] | None) -> None:
             key=f"model{of}",
             accept_new_options=True,
             help="mlp is the fastest, cnn sees shapes, resnet9 is the deepest; or timm:NAME, "
-            "torchvision:NAME.",
+            "torchvision:NAME. Your own code or weights are named on the command line only.",
         )
         strategy = st.selectbox(
             "Ensemble",
@@ -145,12 +146,7 @@ def settings(data: str, found: dict[str, Any] | None) -> None:
             help="How long it will take and how much of the disk: trains a little and measures.",
         )
         started = start.form_submit_button("Start build", type="primary", width="stretch")
-    if source_file(model):
-        raise UserError(
-            found="a network from a file",
-            wanted="one of the names above: a page runs no file of this machine",
-            next_step="name the file in a terminal, with build --model FILE.py:FUNCTION",
-        )
+    engine().askable(model)
     bare = strategy in MASKED and not masks
     chosen = axes("naive" if bare else strategy, {"masks": masks if strategy in MASKED else None})
     q = usual_q(chosen["forward_only"])
@@ -241,6 +237,7 @@ def table() -> None:
     st.subheader("Finished", anchor=False)
     if engine().builds():
         builds_table("finished")
+        managing()
     else:
         st.caption("None yet.")
 

@@ -62,6 +62,8 @@ def show(before: Build, after: Build) -> None:
     changed, made = engine().changes(before.id, after.id), engine().revision(after.id)
     assert made is not None
     facts(changed, made)
+    if before.retraining:
+        st.caption(before.retraining + " Part of the difference may be due to that.")
     st.session_state["changes_build"] = after.id
     groups = []
     for kind in KINDS[:3]:

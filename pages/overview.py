@@ -123,7 +123,7 @@ def doubts(build: Build) -> None:
         "disagree about them more than about nine in ten. Further right, the example stands more "
         "alone with its label. Click a point to review it."
     )
-    if "signal_unseen" not in table:
+    if "signal_unseen" not in table and build.recipe.trains:
         st.caption(
             "Networks that leave examples out make this surer, in less time than the build took:"
         )

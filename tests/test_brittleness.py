@@ -19,7 +19,7 @@ def test_a_prediction_flips_once_every_example_of_its_class_is_gone(tiny: Tiny):
     labels = build.train_labels_N
     orders = [np.argsort(labels != build.test_labels_T[t], kind="stable") for t in tests]
     most = max(int((labels == build.test_labels_T[t]).sum()) for t in tests)
-    found = flips(build.data, *halves, tests, orders, build.recipe, [0, most])
+    found = flips(build.store, build.data, *halves, tests, orders, build.recipe, [0, most])
     np.testing.assert_array_equal(found, [[False, True]] * 3)
 
 

@@ -95,5 +95,5 @@ def test_no_file_of_code_is_run_from_the_browser(page: Page, site: Site) -> None
     typed(page, "Network", f"{code}:make")
     for button in ("Start build", "Estimate"):
         page.get_by_role("button", name=button).click()
-        expect(page.get_by_text("a network from a file")).to_be_visible(timeout=PATIENCE)
+        expect(page.get_by_text("asked for in the browser")).to_be_visible(timeout=PATIENCE)
     assert len(site.engine.jobs()) == count and not ran.exists()

@@ -331,19 +331,19 @@ def test_a_pair_is_two_networks_that_differ_in_the_removed_examples_only(
     model = request.getfixturevalue(kind)
     train_half, test_half = halves(model)
     pairs = [(NONE, 0), (REMOVED, 0), (NONE, 1), (REMOVED, 1)]
-    found = retrained(DATA, train_half, test_half, run_of(model), pairs)
+    found = retrained(None, DATA, train_half, test_half, run_of(model), pairs)
     for logits_TC, (removed, r) in zip(found, pairs, strict=True):
         wanted_TC = by_hand(model, removed, r)(test_half.x_N).detach().numpy()
         np.testing.assert_allclose(logits_TC, wanted_TC, atol=2e-4)
     # Beside others or alone, with an empty set or without: the same network.
-    alone = retrained(DATA, train_half, test_half, run_of(model), [(REMOVED, 1)])
+    alone = retrained(None, DATA, train_half, test_half, run_of(model), [(REMOVED, 1)])
     np.testing.assert_allclose(alone[0], found[3], atol=1e-5)
     assert np.abs(found[0] - found[1]).max() > 1e-3 < np.abs(found[0] - found[2]).max()
 
 
 def test_networks_trained_together_by_seed_are_those_trained_alone(plain: str) -> None:
     train_half, test_half = halves(plain)
-    found = retrained(DATA, train_half, test_half, run_of(plain), [(REMOVED, 2)])
+    found = retrained(None, DATA, train_half, test_half, run_of(plain), [(REMOVED, 2)])
     recipe = replace(run_of(plain), seed=PAIRED + 2)
     net = network(plain, DATA, 1.0, recipe.seed)
     kept_N = torch.ones(57, dtype=torch.bool)
@@ -359,7 +359,7 @@ def test_pairs_that_are_stacked_alike_have_the_same_dropout_masks() -> None:
 
     def made(removed: tuple[int, ...], seeds: list[int]) -> dict[int, np.ndarray]:
         pairs = [(removed, r) for r in seeds]
-        found = retrained(DATA, train_half, test_half, run_of("mlp"), pairs)
+        found = retrained(None, DATA, train_half, test_half, run_of("mlp"), pairs)
         return dict(zip(seeds, found, strict=True))
 
     whole, without, other = made(NONE, [0, 1, 2]), made((9,), [0, 1, 2]), made(NONE, [2, 0, 1])

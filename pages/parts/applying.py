@@ -32,6 +32,10 @@ def applying(build: Build) -> None:
             "Networks are trained again from the same seeds, in the background; the data and this "
             "build stay as they are."
         )
+        if build.retraining:
+            words.caption(build.retraining)
+        if not build.recipe.trains:
+            return
         words.caption("Or in a terminal:")
         words.code(command_line(["apply", build.id]), language="bash", wrap_lines=True)
         if action.button("Train again", type="primary", key="apply", width="stretch"):

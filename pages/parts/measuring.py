@@ -26,6 +26,9 @@ def measuring(build: Build, rows: list[dict[str, Any]]) -> None:
     missing = [one["build"] for one in rows if one.get("truth") not in truths[:1]]
     if not missing:
         return
+    if not truths and not build.recipe.trains:
+        st.info(build.retraining)
+        return
     if mine and mine[0].error and mine[0].command != "tune":
         st.error(mine[0].error, icon=":material/error:")
     with st.container(border=True):
@@ -44,6 +47,8 @@ def measuring(build: Build, rows: list[dict[str, Any]]) -> None:
             "the training set, once for all builds on this data and network; this runs in the "
             "background, so this tab may be closed."
         )
+        if build.retraining:
+            words.caption(build.retraining)
         halves, seeds, _ = words.columns([1, 1, 2])
         subsets = halves.number_input(
             "Random halves", 2, 1000, 100, key="subsets", help="100 are usual; 40 are quick."

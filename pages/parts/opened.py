@@ -40,7 +40,7 @@ def build_or_stop(title: str, about: str) -> Build:
     """
     words, choice = st.columns([5, 4], vertical_alignment="bottom")
     head(words, title, about)
-    names = {one["build"]: build_name(one) for one in engine().builds()}
+    names = {one["build"]: build_name(one) for one in by_data(engine().builds())}
     if not names:
         no_builds()
         st.stop()
@@ -78,13 +78,20 @@ def head(place: DeltaGenerator, title: str, about: str) -> None:
         st.caption(about)
 
 
+def by_data(summaries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Summaries, those of one data set side by side, the data of the newest build first."""
+    order = list(dict.fromkeys(one["data"] for one in summaries))
+    return sorted(summaries, key=lambda one: order.index(one["data"]))
+
+
 def build_name(summary: dict[str, Any]) -> str:
-    """What a person calls a build: its data, network, members and age."""
+    """What a person calls a build: its data, the name it was given, network and members."""
     noise = f" with {summary['noise']:.0%} wrong labels" if summary["noise"] else ""
     revised = ", revised" if summary["spec"]["data"].get("revision") else ""
+    name = f"{summary['name']} · " if summary.get("name") else ""
     return (
-        f"{summary['data']}{noise}{revised} · {summary['model']} · {ensemble_name(summary)} · "
-        f"{summary['build'][:6]}"
+        f"{summary['data']}{noise}{revised} · {name}{summary['model']} · "
+        f"{ensemble_name(summary)} · {summary['build'][:6]}"
     )
 
 

@@ -1,7 +1,6 @@
 """A person's own images on the page of builds: uploaded, looked at, and what suits them."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import streamlit as st
@@ -102,14 +101,10 @@ def faults(found: dict[str, Any]) -> None:
             st.code("\n".join(lines[:SHOWN]) + more, language=None, wrap_lines=True)
 
 
-def choices() -> list[str]:
-    """Folders that were uploaded before, the newest first."""
-    return [str(one.folder) for one in engine().uploads()]
-
-
-def shown(data: str) -> str:
-    """A choice of data in words."""
-    return f"{Path(data).name} (uploaded)" if data in choices() else data
+def choices() -> dict[str, str]:
+    """What a build can be of, and how a person calls it."""
+    uploads = {str(one.folder): f"{one.folder.name} (uploaded)" for one in engine().uploads()}
+    return engine().datasets() | uploads
 
 
 class Progress:

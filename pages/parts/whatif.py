@@ -186,6 +186,10 @@ def proof(build: Build, told: Forecast, found: list[Row]) -> None:
         return
     if mine and mine[0].state == "failed":
         st.error(mine[0].error, icon=":material/error:")
+    if build.retraining:
+        st.caption(build.retraining)
+    if not build.recipe.trains:
+        return
     pairs = st.number_input(
         "Pairs of networks",
         1,

@@ -1,0 +1,77 @@
+"""A finished build's name and note, and its end."""
+
+import streamlit as st
+
+from attribution.engine import facts
+from attribution.records import UserError
+
+from .opened import build_name, by_data, engine
+from .words import size
+
+
+def managing() -> None:
+    """Choose a build; call it something, note what to remember of it, or delete it."""
+    names = {one["build"]: one for one in by_data(engine().builds())}
+    with st.expander("Name, note or delete a build", key="managing", on_change="rerun") as box:
+        if not box.open:
+            return
+        chosen = st.selectbox(
+            "Build", names, format_func=lambda name: build_name(names[name]), key="managed"
+        )
+        about = names[chosen]
+        with st.form(f"about_{chosen}", border=False):
+            name = st.text_input("Name", about["name"], max_chars=60, key=f"name_{chosen}")
+            note = st.text_area("Note", about["note"], max_chars=2000, key=f"note_{chosen}")
+            save = st.form_submit_button("Save", type="primary", key=f"save_{chosen}")
+        if save:
+            said(chosen, name, note)
+        before = st.session_state.get("said_before")
+        if before is not None and before[0] == chosen:
+            st.button("Undo", key="unsay", on_click=unsay, icon=":material/undo:")
+        ending(chosen)
+
+
+def said(build_id: str, name: str, note: str) -> None:
+    try:
+        before = engine().say(build_id, name, note)
+    except UserError as error:
+        st.warning(str(error), icon=":material/info:")
+        return
+    st.session_state["said_before"] = (build_id, before.name, before.note)
+    st.session_state["notice"] = "Saved."
+    st.rerun()
+
+
+def unsay() -> None:
+    """Take the last name and note back."""
+    build_id, name, note = st.session_state.pop("said_before")
+    engine().say(build_id, name, note)
+    for key in (f"name_{build_id}", f"note_{build_id}"):
+        st.session_state.pop(key, None)
+
+
+def ending(build_id: str) -> None:
+    """What deleting would remove, and the button that does after a second word."""
+    if not st.toggle("Delete this build", key=f"ending_{build_id}"):
+        return
+    rows = [facts(artifact) for artifact in engine().removal(build_id)]
+    kinds = {row["kind"]: 0 for row in rows}
+    for row in rows:
+        kinds[row["kind"]] += row["bytes"]
+    total = size(sum(kinds.values()))
+    parts = ", ".join(f"{kind} {size(count)}" for kind, count in kinds.items() if count)
+    st.write(
+        f"{total} that no other build uses would be gone for good ({parts}). The data, your "
+        "decisions and ground truths stay; a build can be made again by the same command."
+    )
+    if st.button(f"Delete {total} for good", key=f"delete_{build_id}", icon=":material/delete:"):
+        try:
+            engine().delete(build_id)
+        except UserError as error:
+            st.warning(str(error), icon=":material/info:")
+            return
+        if st.session_state.get("build") == build_id:
+            del st.session_state["build"]
+        st.session_state["notice"] = f"Build {build_id[:6]} is deleted."
+        st.query_params.clear()
+        st.rerun()

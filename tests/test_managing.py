@@ -1,0 +1,194 @@
+"""Builds are called something, noted and deleted: on the command line, in the engine, on the page;
+and a browser names no file of this machine."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from apptest import at_place, fine, page
+from chromium import app_server, chromium
+from conftest import Tiny
+from test_cli import TINY, run  # noqa: F401
+
+from attribution import jobs
+from attribution.engine import Engine
+from attribution.notes import Note, Notes
+from attribution.records import UserError
+from attribution.strategies import options
+
+
+@pytest.fixture
+def place(tiny: Tiny, tmp_path: Path) -> Tiny:
+    """The tiny build in a cache that may be changed."""
+    shutil.copytree(tiny.cache, tmp_path / "cache")
+    return Tiny(tmp_path / "cache", tmp_path, tiny.build)
+
+
+@pytest.fixture
+def engine(place: Tiny) -> Engine:
+    return Engine(place.cache, place.workspace)
+
+
+def there(engine: Engine) -> set[tuple[str, str]]:
+    """Every artifact on disk."""
+    return {(p.parent.name, p.name) for p in engine.cache.glob("*/*") if len(p.name) == 12}
+
+
+def test_a_name_and_a_note_are_the_newest_words(tmp_path):
+    notes = Notes(tmp_path / "deeper" / "notes.sqlite")
+    assert notes.all() == {} and not notes.path.exists()
+    notes.say("a" * 12, Note("  first   of all ", "why"))
+    notes.say("a" * 12, Note("second", "why\nnot "))
+    notes.say("b" * 12, Note("<b>third</b>", ""))
+    assert notes.all() == {
+        "a" * 12: Note("second", "why\nnot"), "b" * 12: Note("<b>third</b>", ""),
+    }  # fmt: skip
+    for wrong in (Note("second"), Note("x" * 61), Note("", "x" * 2001)):
+        with pytest.raises(UserError):
+            notes.say("b" * 12, wrong)
+    notes.say("a" * 12, Note("second", ""))  # its own name again
+    notes.say("a" * 12, Note())
+    notes.say("b" * 12, Note("second"))
+    (tmp_path / "bad.sqlite").write_text("no database at all " * 100)
+    with pytest.raises(UserError, match="bad.sqlite"):
+        Notes(tmp_path / "bad.sqlite").all()
+
+
+def test_the_command_line_names_notes_lists_and_deletes(place: Tiny, run):  # noqa: F811
+    where = ("--cache", place.cache)
+    assert run("rename", place.build, "the [bold]tiny[/bold] one", *where).code == 0
+    noted = run("note", place.build, "two networks", *where, "--json")
+    assert json.loads(noted.out) == {
+        "build": place.build, "name": "the [bold]tiny[/bold] one", "note": "two networks",
+    }  # fmt: skip
+    (row,) = json.loads(run("list", *where, "--json").out)
+    assert (row["name"], row["note"]) == ("the [bold]tiny[/bold] one", "two networks")
+    assert "[bold]" in run("list", *where).out.replace("\n", "")
+    before = there(Engine(place.cache))
+    dry = run("delete", place.build, "--dry-run", *where)
+    asked = run("delete", place.build, *where)
+    assert dry.code == 0 and "nothing was" in dry.out and "features" in dry.out
+    assert asked.code == 2 and "--yes" in asked.err and "Traceback" not in asked.err
+    assert there(Engine(place.cache)) == before
+    done = run("delete", place.build, "--yes", "--json", *where)
+    gone = {(r["kind"], r["id"]) for r in json.loads(done.out)["artifacts"]}
+    assert json.loads(done.out)["deleted"] is True
+    assert before - there(Engine(place.cache)) == gone and ("build", place.build) in gone
+    again = run("delete", place.build, "--yes", *where)
+    assert again.code == 2 and "no build" in again.err
+    assert run("rename", place.build, "x", *where).code == 2
+
+
+def test_deleting_leaves_what_another_build_uses(engine: Engine, place: Tiny):
+    spec = engine.open(place.build).spec
+    other = engine.build(replace(spec, masks=1))["build"]
+    engine.truth(place.build, 2, 1)
+    engine.evaluate(place.build)
+    engine.decisions.decide(engine.open(place.build).data_id, "x-0", "keep")
+    kept = engine.open(other).scores()
+    parts = {(k, n) for k, names in engine.open(other).parts.items() for n in names}
+    gone = engine.delete(place.build)
+    kinds = {row["kind"] for row in gone}
+    assert {"build", "features", "index", "evaluation", "votes"} <= kinds
+    assert not kinds & {"run", "data", "pixels", "truth", "retrained"}
+    fresh = Engine(engine.cache, engine.workspace)
+    assert [b["build"] for b in fresh.builds()] == [other]
+    assert (fresh.open(other).scores() == kept).all() and len(fresh.open(other).mislabels()) == 4500
+    assert all(fresh.store.has({"runs": "run"}.get(k, k), n) for k, n in parts if k != "adapters")
+    assert len(fresh.decisions.in_force(fresh.open(other).data_id)) == 1
+    with pytest.raises(UserError, match="no build"):
+        engine.open(place.build)  # also where it was open
+    assert engine.build(spec)["build"] == place.build  # and it can be made again
+    assert engine.evaluate(place.build)["lds"] is not None
+
+
+def test_nothing_is_deleted_while_something_runs(engine: Engine, place: Tiny, monkeypatch):
+    job = jobs.Job(id="0" * 12, state="running", command="truth")
+    monkeypatch.setattr(engine, "jobs", lambda: [job])
+    with pytest.raises(UserError, match="a truth that is running"):
+        engine.delete(place.build)
+    assert engine.open(place.build)
+
+
+def test_the_page_names_takes_back_and_deletes(place: Tiny, monkeypatch):
+    at_place(place, monkeypatch)
+    app = fine(page("builds"))
+    app.session_state["managing"] = True
+    app = fine(app.run())
+    app.text_input(key=f"name_{place.build}").set_value("<i>mine</i>")
+    app.text_area(key=f"note_{place.build}").set_value("keep this")
+    next(b for b in app.button if b.label == "Save").click().run()
+    fine(app)
+    said = Engine(place.cache, place.workspace).notes
+    assert said.of(place.build) == Note("<i>mine</i>", "keep this")
+    assert app.dataframe[0].value["name"].tolist() == ["<i>mine</i>"]
+    app.button(key="unsay").click().run()
+    assert said.of(place.build) == Note()
+    app.toggle(key=f"ending_{place.build}").set_value(True).run()
+    assert any("gone for good" in m.value for m in app.markdown)
+    app.button(key=f"delete_{place.build}").click().run()
+    fine(app)
+    assert Engine(place.cache, place.workspace).builds() == []
+
+
+@pytest.mark.parametrize("model", ["/etc/code.py:made", "mine.py:made", "../x", "mlp.py:f", ""])
+def test_a_browser_names_no_file(engine: Engine, model: str):
+    with pytest.raises(UserError, match="in the browser"):
+        engine.askable(model)
+    engine.askable("timm:test_vit")
+
+
+def test_a_file_typed_into_the_browser_starts_nothing(place: Tiny, engine: Engine):
+    with app_server(place.cache, place.workspace) as url, chromium() as browser:
+        tab = browser.new_page()
+        tab.goto(f"{url}/builds")
+        box = tab.get_by_role("combobox", name="Network")
+        box.click()
+        box.fill("mine.py:made")
+        tab.keyboard.press("Enter")
+        tab.get_by_role("button", name="Start build").click()
+        tab.get_by_text("asked for in the browser").wait_for()
+    assert engine.jobs() == []
+
+
+def test_builds_of_one_data_set_stand_side_by_side():
+    from pages.parts.opened import build_name, by_data
+
+    rows = [{"build": str(i), "data": d} for i, d in enumerate("abacb")]
+    assert [one["build"] for one in by_data(rows)] == ["0", "2", "1", "4", "3"]
+    summary = {
+        "data": "mnist5k", "noise": 0.1, "model": "mlp", "ensemble": "5 networks",
+        "build": "1" * 12, "estimator": "trak", "name": "mine",
+        "spec": {"data": {}, "estimator": {"relative": False}},
+    }  # fmt: skip
+    assert build_name(summary).startswith("mnist5k with 10% wrong labels · mine · mlp")
+
+
+def test_given_weights_on_the_command_line(place, engine, tmp_path, run):  # noqa: F811
+    opened = engine.open(place.build)
+    file = tmp_path / "one.safetensors"
+    shutil.copy(engine.store.find("run", opened._networks[0]).file("weights.safetensors"), file)
+    words = ("build", *TINY, "--cache", place.cache)
+    few = [w for w in words if w not in ("--models", "2")]
+    few = [w if w != "--masks" else "--masks=2" for w in few]
+    done = run(*few, "--checkpoint", file, "--json")
+    assert done.code == 0, done.err
+    made = json.loads(done.out)
+    file.unlink()
+    spec = engine.open(made["build"]).spec
+    assert spec.models == 1 and spec.masks == 2
+    again = run(*few, "--checkpoint", spec.weights[0], "--json")
+    assert json.loads(again.out) == {**made, "already_done": True}
+    lost = run(*few, "--checkpoint", file)
+    assert lost.code == 2 and "is no file" in lost.err
+    said = run("truth", made["build"], "--subsets", "2", "--seeds", "1", "--cache", place.cache)
+    assert said.code == 0 and "by our recipe" in said.err
+    none = run(*few, "--checkpoint", spec.weights[0], "--train", "none", "--json")
+    refused = run("folds", json.loads(none.out)["build"], "--cache", place.cache)
+    assert refused.code == 2 and "made with --train none" in refused.err
+    odd = replace(spec, train="none", rate=0.02, batch_size=32, freeze=True, epochs=7)
+    made = engine.build(odd)["build"]
+    same = run("build", *options(odd), "--cache", place.cache, "--json")  # as a page starts it
+    assert json.loads(same.out)["build"] == made and json.loads(same.out)["already_done"]
