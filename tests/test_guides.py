@@ -9,11 +9,15 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import typer
+import warm
 
 from attribution.__main__ import app
 
@@ -41,36 +45,42 @@ def prose(guide: Path) -> str:
     return FENCE.sub("", guide.read_text())
 
 
-class Reader:
-    """Somebody who does what a guide says: one shell, and one Python for all of its blocks."""
+@pytest.fixture(scope="module")
+def env() -> Iterator[dict[str, str]]:
+    """An environment in which ``python`` is the project's, and warm."""
+    found = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    with tempfile.TemporaryDirectory() as folder:  # a socket's path has to be short
+        place, python = Path(folder, "warm"), Path(folder, "python")
+        python.write_text(warm.client(place))
+        python.chmod(0o700)
+        server = subprocess.Popen([sys.executable, warm.__file__, str(place)], env=found)
+        while not place.exists() and server.poll() is None:
+            time.sleep(0.1)
+        yield {**found, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+        server.terminate()
+        server.wait()
 
-    def __init__(self, guide: Path, folder: Path) -> None:
-        self.guide, self.folder = guide, folder
+
+class Reader:
+    """Somebody who does what a guide says in one shell."""
+
+    def __init__(self, guide: Path, folder: Path, env: dict[str, str]) -> None:
+        self.guide, self.folder, self.env = guide, folder, env
         self.printed = ""
-        self.python = ""
-        self.env = {
-            **os.environ,
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": str(ROOT),
-            "PYTHONWARNINGS": "ignore",
-            "COLUMNS": "200",
-        }
 
     def sh(self, block: Block) -> None:
         """Run it; the shell's variables are there for the next."""
         keep = "trap 'code=$?; declare -p > .variables; exit $code' EXIT"
         again = "[ ! -e .variables ] || source .variables 2> /dev/null || true"
         script = f"{again}\n{keep}\nset -euo pipefail\n{block.text}"
-        self.printed = self.done(block, ["bash", "-c", script])
-
-    def done(self, block: Block, command: list[str]) -> str:
+        command = ["bash", "-c", script]
         ended = subprocess.run(
-            command, cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=170
+            command, cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=300
         )
         where = f"{self.guide.name}:{block.line}"
         assert ended.returncode == 0, f"{where}\n{ended.stdout}\n{ended.stderr}"
         assert "error:" not in ended.stderr, f"{where}\n{ended.stderr}"
-        return ended.stdout
+        self.printed = ended.stdout
 
     def text(self, block: Block) -> None:
         """It was printed, line by line and in this order."""
@@ -82,11 +92,12 @@ class Reader:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # what quanda imports
 @every_guide
-def test_what_a_guide_says_to_do_is_done(guide, tmp_path, monkeypatch):
+def test_what_a_guide_says_to_do_is_done(guide, tmp_path, monkeypatch, env):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    reader, names = Reader(guide, tmp_path), {"__name__": "__main__"}
+    reader, names = Reader(guide, tmp_path, env), {"__name__": "__main__"}
     for block in blocks(guide):
         if block.kind == "python":
             exec(compile("\n" * (block.line - 1) + block.text, str(guide), "exec"), names)
@@ -128,5 +139,5 @@ def test_the_app_calls_things_as_a_guide_does_and_has_its_keys(guide):
 
 @every_guide
 def test_what_a_guide_points_at_is_there(guide):
-    for place in re.findall(r"\]\(([^)#]+)\)", guide.read_text()):
+    for place in re.findall(r"\]\(([^)#]+)\)", prose(guide)):
         assert (guide.parent / place).is_file(), place
