@@ -74,6 +74,7 @@ def navigation() -> None:
             st.Page("pages/explain.py", title="Explain"),
             st.Page("pages/groups.py", title="Patterns"),
             st.Page("pages/map.py", title="Map"),
+            st.Page("pages/try_image.py", title="Try an image"),
             st.Page("pages/review.py", title="Review"),
             st.Page("pages/changes.py", title="Before & after"),
             st.Page("pages/compare.py", title="Compare"),

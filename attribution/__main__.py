@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from io import BytesIO
@@ -28,6 +28,7 @@ from .records import (
     DataSpec,
     EstimatorSpec,
     FeatureSpec,
+    Hit,
     LoraSpec,
     ReadSpec,
     Report,
@@ -291,7 +292,8 @@ def build(
     )
     engine = open_engine(cache)
     with progress() as report, reported(cache, job, report) as (report, finish):
-        engine.check(spec)  # before a large folder is read
+        # Before a large folder is read; given weights are still to be counted among the settings.
+        engine.check(replace(spec, train="") if given else spec)
         named = engine.read(data, how, report)
         spec = replace(spec, data=replace(spec.data, name=named.name, pixels=named.pixels))
         spec = engine.brought(spec, given, start, pretrained)
@@ -548,14 +550,56 @@ def query(
         f"{names[answer.predicted]}; {'opponents' if opponents else 'proponents'} of "
         f"{names[answer.target]}. {answer.noise}"
     )
+    out.print(hit_table(hits, names))
+    return None
+
+
+def hit_table(hits: Sequence[Hit], names: Sequence[str]) -> Table:
     table = Table("train_id", "label", "score", "± stderr", "agreement", "")
     for h in hits:
         error = "" if h.stderr is None else f"{h.stderr:.4f}"
         table.add_row(
-            str(h.train_id), names[h.label], f"{h.score:+.4f}", error, f"{h.agreement:.0%}",
-            "shaky" if h.shaky else "",
+            str(h.train_id), printable(names[h.label]), f"{h.score:+.4f}", error,
+            f"{h.agreement:.0%}", "shaky" if h.shaky else "",
         )  # fmt: skip
-    out.print(table)
+    return table
+
+
+@app.command(name="try")
+def try_image(
+    build_id: BuildId,
+    file: Annotated[Path, typer.Argument(help="A picture: PNG, JPEG, ...")],
+    k: Annotated[int, typer.Option("-k", help="Number of hits.")] = 10,
+    opponents: Annotated[bool, typer.Option("--opponents", help="The other end.")] = False,
+    target: Annotated[
+        str, typer.Option(help="Ask about the predicted class, or CLASS.")
+    ] = "predicted",
+    invert: Annotated[bool, typer.Option("--invert", help="Dark for light.")] = False,
+    cache: Cache = CACHE,
+    as_json: AsJson = False,
+) -> None:
+    """What the networks say of a picture of your own, and the training examples behind it."""
+    from .pictures import Aside, alike
+
+    opened = open_engine(cache).open(build_id)
+    try:
+        image = alike(file.read_bytes(), opened.data.train.images, invert)
+    except (Aside, OSError) as error:
+        said = error.strerror if isinstance(error, OSError) else str(error)
+        raise UserError(
+            found=f"{file}: {said}",
+            wanted="a picture, for example a PNG or a JPEG",
+            next_step="name another file",
+        ) from None
+    found = opened.attempt(image, target, k)
+    if as_json:
+        return show_json(asdict(found))
+    names, hits = opened.classes, found.opponents if opponents else found.proponents
+    top = sorted(range(len(names)), key=lambda c: -found.probs[c])[:3]
+    believed = ", ".join(f"{names[c]} {found.probs[c]:.1%}" for c in top)
+    side = "opponents" if opponents else "proponents"
+    say(f"{file.name}: {believed}; {side} of {names[found.target]}. {found.noise}")
+    out.print(hit_table(hits, names))
     return None
 
 

@@ -35,7 +35,7 @@ from .brittleness import check as check_removals
 from .brittleness import summary as brittle
 from .changes import Changes, changes
 from .compare import Variance, variance
-from .data import DATASETS, Dataset, Split, clean_labels, dataset
+from .data import DATASETS, Dataset, Split, clean_labels, dataset, example_ids
 from .decisions import Decisions
 from .estimators import ESTIMATORS, Whitening, asked, q, whitening
 from .features import Block, Examples, Projected, block, margins, projected
@@ -69,6 +69,7 @@ from .records import (
     ReadSpec,
     Report,
     RunSpec,
+    Tried,
     TruthSpec,
     UserError,
     content_id,
@@ -1883,12 +1884,16 @@ class Build:
         return images[position]
 
     def seen(self, split: str, position: int) -> np.ndarray:
-        """What the network gets of an image, as pixels again: uint8 (H, W) or (H, W, 3).
+        """What the network gets of an image, as pixels again: uint8 (H, W) or (H, W, 3)."""
+        return self.as_seen(self.image(split, position))
+
+    def as_seen(self, image: np.ndarray) -> np.ndarray:
+        """What the network gets of an image in the form of the data's, as pixels again.
 
         After a preprocessing of the user's own or a library's, stretched from black to white.
         """
         preprocess = self.spec.preprocess
-        x_CHW = inputs(self.spec.model, self.data, self.image(split, position)[None], preprocess)[0]
+        x_CHW = inputs(self.spec.model, self.data, image[None], preprocess)[0]
         if preprocess:
             shift, unit = x_CHW.min(), (x_CHW.max() - x_CHW.min()).clamp_min(1e-12)
             x_CHW = (x_CHW - shift) / unit
@@ -1913,6 +1918,40 @@ class Build:
         if wanted.isdecimal():
             return [n for n in (int(wanted[:18]),) if n < len(names)]
         return [n for n, name in enumerate(names) if wanted in name.casefold()]
+
+    def attempt(
+        self, image: np.ndarray, target: str = "predicted", k: int = 12, report: Report = silent
+    ) -> Tried:
+        """What the networks say of an image of neither half, and the training images behind it.
+
+        `image` is uint8 as the data set's are (`pictures.alike`), `target` "predicted" or a class
+        by name or number. Raises `UserError` for a target or k out of range.
+        """
+        self.check_k(k)
+        images = image[None]
+        x_1 = inputs(self.spec.model, self.data, images, self.spec.preprocess)
+        key_1 = torch.from_numpy(example_keys(example_ids(images)).copy())
+        with self._lock:  # masks are hooks on shared networks
+            probs_C = np.mean([probabilities(n, x_1)[0].numpy() for n in self._plain], axis=0)
+            predicted = int(probs_C.argmax())
+            asked = predicted if target == "predicted" else self.class_named(target)
+            u_Md = self._squeezed(Examples(x_1, key_1, torch.tensor([asked])), report)
+        return Tried(
+            probs=tuple(map(float, probs_C)),
+            predicted=predicted,
+            target=asked,
+            proponents=self._hits(u_Md, self.compressed.search(u_Md, k)),
+            opponents=self._hits(u_Md, self.compressed.search(u_Md, k, opponents=True)),
+            noise=self.noise,
+        )
+
+    @cached_property
+    def _plain(self) -> list[torch.nn.Module]:
+        """The networks, as trained."""
+        return [
+            load_network(self.store, self.spec, self.data, Checkpoint(run_id=run_id))
+            for run_id in self._networks
+        ]
 
     def _query_Md(self, test_id: int, target: int) -> np.ndarray:
         if (test_id, target) in self._row_of:
@@ -1985,6 +2024,10 @@ class Build:
             return int(self.test_labels_T[test_id])
         if target == "predicted":
             return int(self.predicted_T[test_id])
+        return self.class_named(target)
+
+    def class_named(self, target: str) -> int:
+        """The class of that name or number. Raises `UserError` where there is none."""
         if target in self.classes:
             return self.classes.index(target)
         if target.isdecimal() and int(target) < len(self.classes):

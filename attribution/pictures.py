@@ -147,3 +147,16 @@ def squared(found: np.ndarray, size: int) -> np.ndarray:
 def grey(found: np.ndarray) -> bool:
     """Whether all three colours of every pixel are the same."""
     return bool((found[..., :1] == found[..., 1:]).all())
+
+
+def alike(content: bytes | np.ndarray, images: np.ndarray, invert: bool = False) -> np.ndarray:
+    """A picture in the form of a data set's images: uint8 (H, W) or (H, W, 3).
+
+    `invert` makes dark light, as for a digit on white paper beside ones on black. Raises `Aside`
+    for a picture that cannot be used.
+    """
+    size = images.shape[1]
+    picture = Image.fromarray(taken(content, size).pixels)
+    found = np.asarray(ImageOps.invert(picture) if invert else picture)
+    square = squared(found, size)
+    return square if images.ndim == 4 else np.array(Image.fromarray(square).convert("L"))

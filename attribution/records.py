@@ -295,6 +295,18 @@ class Answer:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tried:
+    """What a build says of an image that is in neither half."""
+
+    probs: tuple[float, ...]  # of each class, mean over the networks
+    predicted: int
+    target: int
+    proponents: tuple[Hit, ...]
+    opponents: tuple[Hit, ...]
+    noise: str  # as an answer's
+
+
+@dataclass(frozen=True, kw_only=True)
 class Decision:
     """One act of a reviewer, as the append-only log keeps it."""
 

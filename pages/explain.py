@@ -20,7 +20,7 @@ from pages.parts.asked import (
     test_grid,
 )
 from pages.parts.exports import report
-from pages.parts.grid import Handle, consume, decide, notice, redo, undo
+from pages.parts.grid import Handle, consume, notice, on_train
 from pages.parts.hits import hit_item, hits_grid
 from pages.parts.opened import DOUBT, build_or_stop, engine
 from pages.parts.trouble import guarded
@@ -51,15 +51,11 @@ def show(build: Build, found: pd.DataFrame, left: DeltaGenerator, right: DeltaGe
     """Thumbnails and answer: a click reruns this, and neither the filter nor the page's head."""
 
     def on_hit(action: dict) -> None:
-        if action.get("type") == "undo":
-            undo(build)
-        elif action.get("type") == "redo":
-            redo(build)
-        elif action.get("type") == "leave" and isinstance(action.get("id"), int):
+        shown = st.session_state.get("evidence", {})
+        if on_train(build, action, lambda train_id: shown.get(train_id, {})):
+            return
+        if action.get("type") == "leave" and isinstance(action.get("id"), int):
             leave(action["id"])
-        elif action.get("type") == "decide":
-            shown = st.session_state.get("evidence", {})
-            decide(build, action, lambda train_id: shown.get(train_id, {}))
 
     def on_label(action: dict) -> None:
         on_test(build, action)

@@ -6,7 +6,7 @@ from attribution.engine import Build
 from attribution.groups import GroupHit
 from pages.parts import charts, picked
 from pages.parts.asked import PAGE, test_item
-from pages.parts.grid import TRAIN, class_keys, consume, decide, grid, notice, redo, undo, verdicts
+from pages.parts.grid import TRAIN, class_keys, consume, grid, notice, on_train, verdicts
 from pages.parts.hits import hit_item, hits_grid
 from pages.parts.opened import DOUBT, build_or_stop, engine, go, thumb
 from pages.parts.words import literal, readable
@@ -269,13 +269,8 @@ def to_explain(action: dict) -> None:
 
 def on_hit(build: Build, action: dict) -> None:
     """A decision on a hit, its undo, or a hub to be reviewed."""
-    if action.get("type") == "undo":
-        undo(build)
-    elif action.get("type") == "redo":
-        redo(build)
-    elif action.get("type") == "decide":
-        decide(build, action, lambda _: {"pattern": st.session_state.get("pattern")})
-    elif action.get("type") == "pick":
+    seen = {"pattern": st.session_state.get("pattern")}
+    if not on_train(build, action, lambda _: seen) and action.get("type") == "pick":
         st.session_state.update(review_at=action.get("id"), go="review")
 
 

@@ -7,10 +7,11 @@ Full is what the newest build of the cache shows; decisions made on the way are 
 
 import argparse
 import tempfile
+from io import BytesIO
 from pathlib import Path
 
 from chromium import ROOT, app_server, chromium
-from PIL import Image
+from PIL import Image, ImageDraw
 from playwright.sync_api import Browser, Page
 
 FOLDER = ROOT / "docs" / "screenshots"
@@ -20,6 +21,7 @@ PAGES = {
     "explain": "explain",
     "patterns": "groups",
     "map": "map",
+    "try-image": "try_image?invert=true",
     "review": "review",
     "before-after": "changes",
     "compare": "compare",
@@ -47,6 +49,18 @@ def decide(page: Page) -> None:
     settle(page)
 
 
+def bring(page: Page) -> None:
+    """A seven, drawn in black on white."""
+    drawn = Image.new("L", (400, 400), "white")
+    ImageDraw.Draw(drawn).line([(120, 90), (280, 90), (180, 330)], fill="black", width=34)
+    file = BytesIO()
+    drawn.save(file, "PNG")
+    picture = {"name": "seven.png", "mimeType": "image/png", "buffer": file.getvalue()}
+    page.set_input_files("input[type=file]", [picture])
+    page.get_by_text("Your picture").wait_for()
+    settle(page)
+
+
 def shoot(browser: Browser, url: str, name: str, kind: str) -> None:
     for scheme in ("light", "dark"):
         for width, height in SIZES:
@@ -58,6 +72,8 @@ def shoot(browser: Browser, url: str, name: str, kind: str) -> None:
             settle(page)
             if name == "review" and kind == "full":
                 decide(page)
+            if name == "try-image" and kind == "full":
+                bring(page)
             path = FOLDER / f"{name}-{kind}-{scheme}-{width}.png"
             page.screenshot(path=path)
             # Few colours: a palette loses nothing to be seen and is a third of the size.

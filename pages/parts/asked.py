@@ -191,19 +191,23 @@ def card(build: Build, answer: Answer, labels: Labels, handle: Handle) -> None:
 
 def views(build: Build, split: str, i: int) -> dict[str, Any]:
     """The name of an image, and its pixels as stored and as the network sees them."""
-    original, network = build.image(split, i), build.seen(split, i)
-    same = np.array_equal(original, network)
-    how = (
-        "the same pixels, brought to mean 0 and deviation 1"
-        if same
-        else ("its input mapped back to pixels")
-    )
+    original = build.image(split, i)
     return {
         "name": build.name(split, i),
         "original": thumb(build, split, i),
         "seen": seen(build, split, i),
-        "about": [f"{pixels(original)}, as in the data set", f"{pixels(network)}: {how}"],
+        "about": [
+            f"{pixels(original)}, as in the data set",
+            as_seen(original, build.seen(split, i)),
+        ],
     }
+
+
+def as_seen(image: np.ndarray, network: np.ndarray) -> str:
+    """How the network's input differs from an image, in words."""
+    same = "the same pixels, brought to mean 0 and deviation 1"
+    how = same if np.array_equal(image, network) else "its input mapped back to pixels"
+    return f"{pixels(network)}: {how}"
 
 
 def pixels(image: np.ndarray) -> str:

@@ -153,6 +153,17 @@ def log_id(build: Build, split: str) -> str:
     return build.test_half.id if split == TEST else build.data_id
 
 
+def on_train(build: Build, action: Action, evidence: Callable[[Any], dict[str, Any]]) -> bool:
+    """Write, undo or redo decisions on training images; whether the action was one of these."""
+    if action.get("type") == "decide":
+        decide(build, action, evidence)
+    elif action.get("type") in ("undo", "redo"):
+        (undo if action["type"] == "undo" else redo)(build)
+    else:
+        return False
+    return True
+
+
 def undo(build: Build, split: str = TRAIN) -> tuple[Decision, ...]:
     """Take the visitor's last act back; leaves a notice where there is none."""
     undone = engine().decisions.undo(log_id(build, split), reviewer())
