@@ -1,6 +1,7 @@
 # make demo    install, build the demo (10 % of the labels flipped on purpose), open the app
 # make test    install, run every test
 # make check   install, lint, formatting, types
+# make reference   writes docs/reference.md from the docstrings and the commands' help
 # make bench   lists the benchmarks, one line each; make bench NAME=demo runs one
 #
 # Options: PORT=8600 another port for the app, OPEN=0 no browser window, STUDY=0 no other strategies in
@@ -20,9 +21,9 @@ OPEN ?= 1
 STUDY ?= 1
 PYTHON ?=
 NAME ?=
-CHECKED := attribution bench tests pages app.py
+CHECKED := attribution bench tests pages app.py docs/reference.py
 
-.PHONY: help demo test check format bench app
+.PHONY: help demo test check format reference bench app
 
 help:
 	@awk '!/^#/ { exit } { sub(/^# ?/, ""); print }' Makefile
@@ -74,6 +75,9 @@ check: $(VENV)/installed-dev
 format: $(VENV)/installed-dev
 	@$(RUN) -m ruff check --fix $(CHECKED)
 	@$(RUN) -m ruff format $(CHECKED)
+
+reference: $(VENV)/installed
+	@$(RUN) docs/reference.py
 
 bench: $(VENV)/installed-dev
 	@$(RUN) -m bench $(NAME)
