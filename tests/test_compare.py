@@ -226,7 +226,8 @@ SPECS = [
     BuildSpec(strategy="snapshots", masks=6, snapshots=3, shared_masks=True, p=0.25, epochs=9),
     BuildSpec(strategy="draws", masks=0, draws=4, features=FeatureSpec(basis="random", ka=9, kg=3)),
     BuildSpec(strategy="finetunes", masks=0, finetunes=2, finetune_epochs=8, seed=4, width=0.5),
-    BuildSpec(strategy="forward", forward_only=True, masks=12, index_dims=99),
+    BuildSpec(strategy="forward", forward_only=True, masks=12, index_dims=99,
+              estimator=EstimatorSpec()),
     BuildSpec(strategy="blocks", masks=0, blocks=2, data=DataSpec(noise=0.15, noise_kind="class")),
 ]  # fmt: skip
 

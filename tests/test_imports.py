@@ -95,7 +95,7 @@ def test_only_the_store_jobs_decisions_and_the_command_line_write():
         if called & WRITES or "sqlite3" in libraries(path):
             writing.add(name)
     # adapters has peft write into the folder of an artifact in the making
-    assert writing == {"store", "jobs", "decisions", "adapters", "__main__"}
+    assert writing == {"store", "jobs", "decisions", "notes", "archives", "adapters", "__main__"}
 
 
 def test_pages_talk_to_the_engine_and_records():
@@ -103,7 +103,8 @@ def test_pages_talk_to_the_engine_and_records():
     used = set().union(*(ours(p) for p in PAGES))
     plain = {
         "export", "exchange", "imports", "compare", "strategies", "groups", "changes", "revision",
-        "report", "audit", "decisions", "evidence", "whatif",
+        "report", "audit", "decisions", "evidence", "whatif", "testlabels", "pictures", "archives",
+        "estimate", "proposal",
     }  # fmt: skip
     assert used <= {"engine", "records", "jobs"} | plain
 
