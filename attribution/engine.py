@@ -12,7 +12,7 @@ import resource
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from io import BufferedIOBase
@@ -72,7 +72,6 @@ from .models import (
     network,
 )
 from .notes import Note, Notes
-from .proposal import Proposal, proposed
 from .records import (
     Answer,
     BuildSpec,
@@ -268,10 +267,6 @@ class Engine:
     ) -> dict[str, Any]:
         """What a person should know of their own files before building on them."""
         return reading.described(self.store, text, spec, report)
-
-    def proposed(self, found: Mapping[str, Any]) -> Proposal:
-        """Settings for data that `described` described."""
-        return proposed(found)
 
     def estimate(self, spec: BuildSpec) -> Estimate:
         """What `build` will take, by a probe of a few seconds. Raises `UserError` as it does."""
@@ -1784,10 +1779,8 @@ class Build:
         else:
             blocks = [self._part("features", name) for name in self._features]
             doubt_MN = np.stack([q(torch.from_numpy(b.array("train_margin"))) for b in blocks])
-        belief_NC, member_q_N = (
-            np.stack(beliefs).mean(0, dtype=np.float32),
-            self.index.array("member_q"),
-        )
+        belief_NC = np.stack(beliefs).mean(0, dtype=np.float32)
+        member_q_N = self.index.array("member_q")
         if not watched:
             belief_NC = signals.at_the_end(belief_NC, member_q_N, self.train_labels_N)
         return signals.Evidence(

@@ -5,7 +5,7 @@ from typing import Any
 import streamlit as st
 
 from attribution.jobs import Job
-from attribution.proposal import Proposal
+from attribution.proposal import Proposal, proposed
 from attribution.records import BuildSpec, DataSpec, EstimatorSpec
 from attribution.strategies import axes, options, usual_power, usual_q
 from pages.parts import own
@@ -80,7 +80,7 @@ def form() -> None:
 def settings(data: str, found: dict[str, Any] | None) -> None:
     """The rest of the form, whose defaults are for these data."""
     demo = data == DEMO
-    usual = engine().proposed(found) if found else USUAL
+    usual = proposed(found) if found else USUAL
     if found:
         st.caption(usual.why)
     # Other data, other defaults; a setting that was changed is kept while the data are the same.

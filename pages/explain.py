@@ -5,7 +5,6 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from attribution.engine import Build
-from attribution.records import Hit
 from attribution.report import prediction
 from attribution.testlabels import Labels
 from pages.parts import charts
@@ -21,11 +20,11 @@ from pages.parts.asked import (
 )
 from pages.parts.exports import report
 from pages.parts.grid import Handle, consume, notice, on_train
-from pages.parts.hits import hit_item, hits_grid
+from pages.parts.hits import for_and_against
 from pages.parts.opened import DOUBT, build_or_stop, engine
 from pages.parts.trouble import guarded
 from pages.parts.whatif import leave, what_if
-from pages.parts.words import literal, percent, readable
+from pages.parts.words import percent
 
 HITS = 12  # of each kind
 ANY = "any"
@@ -228,11 +227,6 @@ def explain(build: Build, test_id: int, labels: Labels, on_hit: Handle, on_label
             "report",
         )
 
-    name = build.classes[answer.target]
-    st.markdown(
-        f"**Proponents** made the networks surer that this is **{literal(name)}**; "
-        f"**opponents** made them less sure."
-    )
     hits = (*answer.proponents, *answer.opponents)
     st.session_state["evidence"] = {
         hit.train_id: {
@@ -244,29 +238,18 @@ def explain(build: Build, test_id: int, labels: Labels, on_hit: Handle, on_label
         }
         for hit in hits
     }
-    suspects = build.mislabels()
-    times, said = readable(max((abs(hit.score) for hit in hits), default=1))
-
-    def items(some: tuple[Hit, ...]) -> list[dict]:
-        return [hit_item(build, hit, suspects.loc[hit.train_id], times) for hit in some]
-
     place = st.container()  # above what is left out, which it shows
     left_out = what_if(build, answer)
     with place:
-        hits_grid(
+        for_and_against(
             build,
             "hits",
             on_hit,
-            [
-                (f"Pushed towards {name}", "for", items(answer.proponents)),
-                (f"Pushed away from {name}", "against", items(answer.opponents)),
-            ],
+            answer,
+            " The band around a score shows two of them each way. *Shaky*: the band reaches zero, "
+            "or members disagree. A dashed label is itself in doubt. Pick a training image to "
+            "keep, relabel or drop it; the key ? on one tells all keys.",
             left_out=left_out,
-        )
-        st.caption(
-            f"{said}{answer.noise} The band around a score shows two of them each way. *Shaky*: "
-            f"the band reaches zero, or members disagree. A dashed label is itself in doubt. Pick "
-            f"a training image to keep, relabel or drop it; the key ? on one tells all keys."
         )
 
 

@@ -1,6 +1,7 @@
 """An image of the visitor's own: what the networks say of it, and the training images behind it."""
 
 from base64 import b64encode
+from functools import lru_cache
 from hashlib import sha256
 from typing import NamedTuple
 
@@ -9,13 +10,13 @@ import streamlit as st
 
 from attribution.engine import Build
 from attribution.exchange import png
-from attribution.pictures import ENDINGS, Aside, alike, taken
-from attribution.records import Hit, Tried
+from attribution.pictures import ENDINGS, Aside, Picture, alike, taken
+from attribution.records import Tried
 from pages.parts.asked import as_seen, pixels
 from pages.parts.grid import consume, notice, on_train, subject
-from pages.parts.hits import hit_item, hits_grid
+from pages.parts.hits import for_and_against
 from pages.parts.opened import build_or_stop
-from pages.parts.words import literal, readable
+from pages.parts.words import literal
 
 HITS = 12  # of each kind
 LARGEST = 20  # MB of an upload
@@ -110,7 +111,9 @@ def asked(build: Build, brought: Brought, image: np.ndarray) -> None:
         required=True,
         **({"default": found.predicted} if few else {"index": 0}),
     )
-    hits(build, found)
+    for_and_against(
+        build, "tried_hits", lambda action: on_train(build, action, lambda _: SEEN), found
+    )
 
 
 def answered(build: Build, image: np.ndarray, target: str) -> Tried:
@@ -138,7 +141,7 @@ def digest(image: np.ndarray) -> str:
 
 def card(build: Build, brought: Brought, image: np.ndarray, found: Tried) -> None:
     """The picture beside the probabilities of its classes; Z shows what the network gets."""
-    picture = taken(brought.content, SHOWN)
+    picture = shrunk(brought.content)
     network = build.as_seen(image)
     top = sorted(range(len(build.classes)), key=lambda c: -found.probs[c])[:LIKELY]
     if found.target not in top:
@@ -169,33 +172,13 @@ def card(build: Build, brought: Brought, image: np.ndarray, found: Tried) -> Non
     )
 
 
+@lru_cache(maxsize=4)  # a large one takes a while, and each click draws it again
+def shrunk(content: bytes) -> Picture:
+    return taken(content, SHOWN)
+
+
 def data_url(image: np.ndarray) -> str:
     return f"data:image/png;base64,{b64encode(png(image)).decode()}"
-
-
-def hits(build: Build, found: Tried) -> None:
-    both = (*found.proponents, *found.opponents)
-    suspects = build.mislabels()
-    times, said = readable(max((abs(hit.score) for hit in both), default=1))
-
-    def items(some: tuple[Hit, ...]) -> list[dict]:
-        return [hit_item(build, hit, suspects.loc[hit.train_id], times) for hit in some]
-
-    name = build.classes[found.target]
-    st.markdown(
-        f"**Proponents** made the networks surer that this is **{literal(name)}**; "
-        "**opponents** made them less sure."
-    )
-    hits_grid(
-        build,
-        "tried_hits",
-        lambda action: on_train(build, action, lambda _: SEEN),
-        [
-            (f"Pushed towards {name}", "for", items(found.proponents)),
-            (f"Pushed away from {name}", "against", items(found.opponents)),
-        ],
-    )
-    st.caption(f"{said}{found.noise}")
 
 
 main()

@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 from zipfile import ZipFile
 
 import pytest
-from chromium import app_server, chromium, chromium_path
+from chromium import app_server, chromium_path
 from conftest import Tiny
 from playwright.sync_api import Browser, Locator, Page, expect
 
@@ -25,12 +25,6 @@ pytestmark = pytest.mark.skipif(
 )
 
 expect.set_options(timeout=20_000)  # a busy machine is slow, not wrong
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

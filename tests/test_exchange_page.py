@@ -6,8 +6,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-from apptest import act, at_place, element, fine, page
-from conftest import Tiny
+from apptest import act, element, fine, page
 from streamlit.testing.v1 import AppTest
 
 from attribution import report
@@ -15,18 +14,6 @@ from attribution.decisions import Decisions
 from attribution.engine import Build, Engine
 from attribution.export import exported
 from attribution.records import Decision
-from pages.parts import opened
-
-
-@pytest.fixture
-def engine(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
-    at_place(Tiny(tiny.cache, tmp_path, tiny.build), monkeypatch)
-    return opened.engine()
-
-
-@pytest.fixture
-def build(engine: Engine, tiny: Tiny) -> Build:
-    return engine.open(tiny.build)
 
 
 def table(*rows: tuple[str, str, str, str]) -> bytes:

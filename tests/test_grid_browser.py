@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import many
 import pytest
-from chromium import app_server, chromium, chromium_path
+from chromium import app_server, chromium_path
 from conftest import Tiny
 from playwright.sync_api import Browser, Locator, Page, expect
 
@@ -18,12 +18,6 @@ pytestmark = pytest.mark.skipif(
     reason="no Chromium here: the grids were not tried in a browser",
 )
 expect.set_options(timeout=20_000)  # a busy machine is slow, not wrong
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from chromium import app_server, chromium, chromium_path
+from chromium import app_server, chromium_path
 from conftest import Tiny
 from playwright.sync_api import Browser, Locator, Page, expect
 
@@ -21,12 +21,6 @@ pytestmark = pytest.mark.skipif(
 
 PATIENCE = 20_000  # a busy machine is slow, not wrong
 MARGIN = 24  # pixels around the whole map
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

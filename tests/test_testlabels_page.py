@@ -1,12 +1,9 @@
 """Test labels and the search on the pages: everything that shows accuracy follows the decisions."""
 
 import json
-from pathlib import Path
 
 import numpy as np
-import pytest
-from apptest import act, at_place, element, fine, items, page
-from conftest import Tiny
+from apptest import act, element, fine, items, page
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 from streamlit.dataframe_util import convert_arrow_bytes_to_pandas_df
@@ -17,17 +14,6 @@ from attribution.groups import most_confused
 from pages.parts import opened
 from pages.parts.thumbs import ROUTES
 from pages.parts.words import literal, percent
-
-
-@pytest.fixture
-def engine(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
-    at_place(Tiny(tiny.cache, tmp_path, tiny.build), monkeypatch)
-    return opened.engine()
-
-
-@pytest.fixture
-def build(engine: Engine, tiny: Tiny) -> Build:
-    return engine.open(tiny.build)
 
 
 def mistakes(build: Build) -> list[int]:

@@ -4,14 +4,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
+import streamlit as st
 
 from attribution.engine import Build
-from attribution.records import Hit
+from attribution.records import Answer, Hit, Tried
 
 from .grid import TRAIN, Handle, class_keys, grid, verdicts
 from .opened import DOUBT
 from .reach import address
 from .thumbs import inline
+from .words import literal, readable
 
 
 def hits_grid(
@@ -41,6 +43,28 @@ def hits_grid(
         ],
         **more,
     )
+
+
+def for_and_against(
+    build: Build, key: str, handle: Handle, found: Answer | Tried, about: str = "", **more: Any
+) -> None:
+    """The hits of a question both ways, with what the two words mean and how to read the scores."""
+    name, suspects = build.classes[found.target], build.mislabels()
+    both = (*found.proponents, *found.opponents)
+    times, said = readable(max((abs(hit.score) for hit in both), default=1))
+    st.markdown(
+        f"**Proponents** made the networks surer that this is **{literal(name)}**; "
+        "**opponents** made them less sure."
+    )
+    sides = [
+        (title, tone, [hit_item(build, h, suspects.loc[h.train_id], times) for h in some])
+        for title, tone, some in (
+            (f"Pushed towards {name}", "for", found.proponents),
+            (f"Pushed away from {name}", "against", found.opponents),
+        )
+    ]
+    hits_grid(build, key, handle, sides, **more)
+    st.caption(f"{said}{found.noise}{about}")
 
 
 def hit_item(build: Build, hit: Hit, suspect: pd.Series, times: float) -> dict:
