@@ -489,3 +489,31 @@ def test_a_workspace_is_where_decisions_are(engine: Engine, build: Build, place:
     with sqlite3.connect(place.workspace / "decisions.sqlite") as db:
         assert db.execute("SELECT count(*) FROM events").fetchone() == (1,)
     db.close()
+
+
+INTERRUPTED = """
+import streamlit as st
+from streamlit.runtime.scriptrunner import RerunData, get_script_run_ctx
+
+from pages.parts import grid
+
+
+def handle(action):
+    if action["n"] < 3:  # the next key comes in while this one is being applied
+        get_script_run_ctx().script_requests.request_rerun(RerunData())
+    applied = st.session_state["applied"]
+    st.session_state["applied"] = [*applied, action["n"]]
+
+
+st.session_state.setdefault("applied", [])
+state = {"epoch": grid._epoch(), "actions": [{"seq": n, "n": n} for n in (1, 2, 3)]}
+st.session_state["keys"] = {"queue": state}
+grid.consume("keys", handle)
+"""
+
+
+def test_keys_that_come_in_while_others_are_applied_lose_none() -> None:
+    """Streamlit ends a run wherever it touches the session's state once another is asked for."""
+    app = AppTest.from_string(INTERRUPTED).run()
+    assert not app.exception
+    assert app.session_state["applied"] == [1, 2, 3]

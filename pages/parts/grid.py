@@ -7,12 +7,14 @@ in the element's state; `consume` applies those that are new.
 
 import json
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 import streamlit as st
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from attribution.decisions import Choice
 from attribution.engine import Build
@@ -57,15 +59,37 @@ def consume(key: str, handle: Handle) -> None:
     queue = state.get("queue") if state else None
     if not isinstance(queue, dict) or queue.get("epoch") != _epoch():
         return
-    for action in queue.get("actions", []):
-        seq = action.get("seq")
-        if not isinstance(seq, int) or seq <= _ack(key):
-            continue
-        st.session_state[f"{key}.ack"] = seq
-        try:
-            handle(action)
-        except UserError as error:
-            st.session_state["notice"] = str(error)
+    with _to_its_end():
+        for action in queue.get("actions", []):
+            seq = action.get("seq")
+            if not isinstance(seq, int) or seq <= _ack(key):
+                continue
+            st.session_state[f"{key}.ack"] = seq
+            try:
+                handle(action)
+            except UserError as error:
+                st.session_state["notice"] = str(error)
+
+
+@contextmanager
+def _to_its_end() -> Iterator[None]:
+    """What is inside is not cut short by the next key.
+
+    Streamlit ends a run at any touch of the session's state once another run is asked for: an
+    action would be acknowledged and not applied. It asks through a hook that has no public name;
+    it is asked again right after.
+    """
+    context = get_script_run_ctx(suppress_warning=True)
+    if context is None:  # outside of a session nothing cuts short
+        yield
+        return
+    state, hook = context.session_state, "_yield_callback"
+    before = getattr(state, hook)
+    object.__setattr__(state, hook, lambda: None)  # its own assignment is of the session's keys
+    try:
+        yield
+    finally:
+        object.__setattr__(state, hook, before)
 
 
 def _epoch() -> str:
