@@ -510,7 +510,7 @@ def delete(
     as_json: AsJson = False,
 ) -> None:
     """Delete a build and whatever no other build uses; data, decisions and ground truths stay."""
-    from .engine import facts
+    from .stored import facts
 
     engine = open_engine(cache, workspace)
     rows = [facts(artifact) for artifact in engine.removal(build_id)]

@@ -15,7 +15,7 @@ from .index import Rows, search
 from .mislabels import SIGNALS
 
 if TYPE_CHECKING:
-    from .engine import Build
+    from .build import Build
 
 NEAR = 50  # hits each way among which neighbours are looked for
 TOP = 50  # a test's strongest proponents and opponents

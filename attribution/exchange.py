@@ -25,7 +25,7 @@ from PIL import Image
 from .records import Decision
 
 if TYPE_CHECKING:
-    from .engine import Build
+    from .build import Build
 
 Files = Iterator[tuple[str, bytes]]
 COLUMNS = (

@@ -20,7 +20,7 @@ from .records import Decision, known
 from .testlabels import Labels
 
 if TYPE_CHECKING:
-    from .engine import Build
+    from .build import Build
 
 MARK = "export.json"  # in every folder that we write, so that only such a one is ever replaced
 

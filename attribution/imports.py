@@ -18,7 +18,7 @@ from .export import harmless, plain
 from .records import UserError, Verdict, known
 
 if TYPE_CHECKING:
-    from .engine import Build
+    from .build import Build
 
 LARGEST = 512 * 2**20  # bytes of a file
 SHOWN = 5  # of what is left out, in a sentence; --json has them all

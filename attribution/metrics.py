@@ -91,3 +91,12 @@ def detection(
             str(k): float(wrong_N[order[:k]].mean()) for k in at if k <= len(wrong_N)
         },
     }
+
+
+def spread_of(scores_QMH: np.ndarray, networks: int) -> np.ndarray:
+    """Standard deviation (Q, H) between networks, or with one network between its members."""
+    if networks > 1:
+        queries, members, hits = scores_QMH.shape
+        by_network = scores_QMH.reshape(queries, networks, members // networks, hits)
+        scores_QMH = by_network.mean(2)
+    return scores_QMH.std(1, ddof=1)

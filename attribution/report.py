@@ -13,7 +13,7 @@ from .exchange import png
 from .records import Decision, Hit
 
 if TYPE_CHECKING:
-    from .engine import Build
+    from .build import Build
 
 MOST = 300  # decisions with their pictures; the export has them all
 STYLE = """

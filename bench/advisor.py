@@ -12,11 +12,12 @@ import torch
 
 from attribution.compare import forecast, variance
 from attribution.data import dataset
-from attribution.engine import Making, whitened
 from attribution.index import weights
+from attribution.making import Making
 from attribution.metrics import lds
 from attribution.records import EstimatorSpec, silent
 from attribution.store import Store
+from attribution.stored import whitened
 from attribution.truth import Truth
 
 from .arms import Arm

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from attribution import strategies
 from attribution.data import Dataset
-from attribution.engine import Making, mean_q, phi_of, unique
 from attribution.estimators import whitening
 from attribution.index import weights
+from attribution.making import Making
 from attribution.metrics import correlation, interval, lds, ranks
 from attribution.records import (
     LOSS,
@@ -31,6 +31,7 @@ from attribution.records import (
     silent,
 )
 from attribution.store import Artifact, Draft, Store
+from attribution.stored import mean_q, phi_of, unique
 from attribution.truth import Truth
 
 DAMPINGS = (0.1, 0.3, 1.0)

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from attribution.engine import Build, Engine
+from attribution.build import Build
+from attribution.engine import Engine
 from attribution.records import UserError
 
 from .rows import Options, Row, row

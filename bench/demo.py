@@ -13,9 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
+from attribution.build import Build
 from attribution.data import Dataset
-from attribution.engine import Build, Engine, examples
+from attribution.engine import Engine
 from attribution.features import block, projected
+from attribution.making import examples
 from attribution.models import network
 from attribution.records import BuildSpec, DataSpec, RunSpec
 from attribution.train import train

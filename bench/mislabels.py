@@ -20,8 +20,9 @@ import numpy as np
 from cleanlab.rank import get_label_quality_scores
 from sklearn.metrics import average_precision_score
 
+from attribution.build import Build
 from attribution.data import DATASETS, clean_labels
-from attribution.engine import Build, Engine
+from attribution.engine import Engine
 from attribution.folds import folds_id
 from attribution.mislabels import fused
 from attribution.records import BuildSpec, DataSpec

@@ -16,10 +16,11 @@ from statistics import fmean, stdev
 import numpy as np
 
 from attribution.data import DATASETS, Dataset, dataset
-from attribution.engine import examples, seconds
+from attribution.making import examples
 from attribution.metrics import ceiling
 from attribution.records import BuildSpec, DataSpec, FeatureSpec, RunSpec
 from attribution.store import Store
+from attribution.stored import seconds
 from attribution.truth import Truth, truth
 
 from .arms import Arm, Read, Setting, Size, difference, read

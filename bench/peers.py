@@ -30,11 +30,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from attribution.data import dataset
-from attribution.engine import examples
 from attribution.estimators import q, whitening
 from attribution.features import Examples, block, projected
 from attribution.gradients import margin
 from attribution.index import weights
+from attribution.making import examples
 from attribution.models import network, resnet9
 from attribution.records import BuildSpec, EstimatorSpec, FeatureSpec, RunSpec, UserError
 from attribution.store import Store

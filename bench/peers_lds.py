@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from attribution.data import dataset
-from attribution.engine import Making
 from attribution.gradients import margin
+from attribution.making import Making
 from attribution.metrics import interval, lds
 from attribution.records import FeatureSpec, content_id, silent
 from attribution.store import Artifact, Draft, Store

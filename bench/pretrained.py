@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from attribution.build import Build
 from attribution.data import DATASETS
-from attribution.engine import Build, Engine
+from attribution.engine import Engine
 from attribution.records import BuildSpec, DataSpec, EstimatorSpec, FeatureSpec, LoraSpec, UserError
 
 from . import lite0

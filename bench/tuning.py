@@ -10,10 +10,11 @@ import torch
 
 from attribution import strategies, tuning
 from attribution.data import dataset
-from attribution.engine import Making, phi_of
+from attribution.making import Making
 from attribution.metrics import lds
 from attribution.records import BuildSpec, EstimatorSpec, FeatureSpec, silent
 from attribution.store import Store
+from attribution.stored import phi_of
 
 from .arms import Arm, Setting, scores
 from .paper_table import CIFAR2, MNIST, at, ground_truth

@@ -15,11 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from attribution import whatif
-from attribution.engine import Build, Engine, examples, load_network
+from attribution.build import Build
+from attribution.engine import Engine
 from attribution.gradients import margin
+from attribution.making import examples
 from attribution.metrics import interval, lds
 from attribution.records import BuildSpec, Checkpoint, silent
 from attribution.store import Store
+from attribution.stored import load_network
 
 from .rows import Options, Row, row
 

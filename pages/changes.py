@@ -2,8 +2,8 @@
 
 import streamlit as st
 
+from attribution.build import Build
 from attribution.changes import KINDS, Changes
-from attribution.engine import Build
 from attribution.revision import Revision
 from pages.parts.applying import applying, under_way, watch
 from pages.parts.grid import consume, grid, notice

@@ -7,8 +7,9 @@ import pandas as pd
 import streamlit as st
 
 from attribution import compare, strategies
-from attribution.engine import Build, spec_from
+from attribution.build import Build
 from attribution.export import comparison_csv
+from attribution.making import spec_from
 from attribution.records import Hit, UserError
 from pages.parts import charts
 from pages.parts.asked import chosen_test, pick, question, test_grid

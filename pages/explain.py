@@ -4,7 +4,7 @@ import pandas as pd
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from attribution.engine import Build
+from attribution.build import Build
 from attribution.report import prediction
 from attribution.testlabels import Labels
 from pages.parts import charts

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from attribution.engine import Build
+from attribution.build import Build
 from attribution.groups import GroupHit
 from pages.parts import charts, picked
 from pages.parts.asked import PAGE, test_item

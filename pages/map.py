@@ -5,7 +5,7 @@ from base64 import b64decode, b64encode
 import numpy as np
 import streamlit as st
 
-from attribution.engine import Build
+from attribution.build import Build
 from attribution.jobs import Job
 from attribution.records import UserError
 from pages.parts import picked, points

@@ -3,7 +3,7 @@
 import pandas as pd
 import streamlit as st
 
-from attribution.engine import Build
+from attribution.build import Build
 from pages.parts import charts
 from pages.parts.asked import deciding, on_test, test_item
 from pages.parts.builds_table import builds_table

@@ -9,8 +9,8 @@ import pandas as pd
 import streamlit as st
 
 from attribution import audit
+from attribution.build import Build
 from attribution.decisions import UNSURE, Choice, Standing
-from attribution.engine import Build
 from attribution.records import Decision, UserError
 from pages.parts import behind, picked, reach, reckoning, reviewer
 from pages.parts.exports import exchange, review_report

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import streamlit as st
 
-from attribution.engine import Build
+from attribution.build import Build
 from attribution.exchange import png
 from attribution.pictures import ENDINGS, Aside, Picture, alike, taken
 from attribution.records import Tried

@@ -9,7 +9,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # small work; threads would wait 
 
 import pytest
 
-from attribution.engine import Build, Engine
+from attribution.build import Build
+from attribution.engine import Engine
 from attribution.records import BuildSpec, DataSpec, EstimatorSpec, FeatureSpec
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from conftest import Tiny
 
+from attribution.build import Build
 from attribution.decisions import Decisions
-from attribution.engine import Build, Engine
+from attribution.engine import Engine
 from attribution.records import Decision
 
 HOSTILE = (

@@ -5,7 +5,8 @@ import pytest
 from conftest import Tiny
 
 from attribution.brittleness import BrittlenessSpec, check, flips, summary
-from attribution.engine import Engine, examples
+from attribution.engine import Engine
+from attribution.making import examples
 from attribution.records import UserError
 
 

@@ -14,7 +14,8 @@ from chromium import app_server, chromium_path
 from conftest import Tiny
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from attribution.engine import Build, Engine
+from attribution.build import Build
+from attribution.engine import Engine
 from attribution.evidence import evidence
 from attribution.records import Decision
 from pages.parts.opened import DOUBT

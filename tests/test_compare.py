@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from attribution import __main__ as cli
 from attribution import compare, strategies
 from attribution.compare import Plan, Variance
-from attribution.engine import Engine, spec_from
+from attribution.engine import Engine
+from attribution.making import spec_from
 from attribution.metrics import lds
 from attribution.records import BuildSpec, DataSpec, EstimatorSpec, FeatureSpec, LoraSpec
 

@@ -16,9 +16,10 @@ from streamlit.dataframe_util import convert_arrow_bytes_to_pandas_df
 from streamlit.testing.v1 import AppTest
 
 from attribution import compare
-from attribution.engine import Engine, spec_from
+from attribution.engine import Engine
 from attribution.export import comparison_csv
 from attribution.jobs import Job
+from attribution.making import spec_from
 from attribution.records import BuildSpec, DataSpec, EstimatorSpec, FeatureSpec, UserError
 from pages.parts import opened
 

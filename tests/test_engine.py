@@ -22,8 +22,9 @@ from scipy.special import expit
 from sklearn.metrics import average_precision_score, roc_auc_score
 from zoo import as_matrix, backward_loop
 
+from attribution.build import Build
 from attribution.data import example_ids
-from attribution.engine import Build, Engine
+from attribution.engine import Engine
 from attribution.gradients import Site
 from attribution.members import View, example_keys
 from attribution.models import MODELS

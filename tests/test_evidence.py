@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from conftest import Tiny
 
-from attribution.engine import Build, Engine
+from attribution.build import Build
+from attribution.engine import Engine
 from attribution.evidence import evidence, near
 from attribution.records import silent
 

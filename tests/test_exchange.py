@@ -26,7 +26,7 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from torchvision.datasets import ImageFolder
 
-from attribution.engine import Build
+from attribution.build import Build
 from attribution.exchange import facts, folders, legible, names, rows
 from attribution.export import FOLDERS, FORMATS, MARK, aside, exported, harmless, packed, plain
 from attribution.records import Decision, UserError

@@ -10,8 +10,9 @@ from apptest import act, element, fine, page
 from streamlit.testing.v1 import AppTest
 
 from attribution import report
+from attribution.build import Build
 from attribution.decisions import Decisions
-from attribution.engine import Build, Engine
+from attribution.engine import Engine
 from attribution.export import exported
 from attribution.records import Decision
 

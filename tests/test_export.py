@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 from conftest import Tiny
 
+from attribution.build import Build
 from attribution.decisions import Decisions
-from attribution.engine import Build, Engine
+from attribution.engine import Engine
 from attribution.export import COLUMNS, decisions_csv, harmless
 
 

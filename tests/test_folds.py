@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from attribution.data import dataset
-from attribution.engine import Engine, examples
+from attribution.engine import Engine
 from attribution.folds import FIRST_SEED, FoldsSpec, fold_of, folds
+from attribution.making import examples
 from attribution.models import network
 from attribution.records import BuildSpec, DataSpec, RunSpec, UserError
 from attribution.store import Store

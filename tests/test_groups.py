@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from conftest import Tiny
 
-from attribution.engine import Build, Engine
+from attribution.build import Build
+from attribution.engine import Engine
 from attribution.groups import hubs, without_loudest
 from attribution.records import UserError
 

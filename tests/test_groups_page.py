@@ -6,7 +6,7 @@ from apptest import APP, act, at_place, element, fine, items
 from conftest import Tiny
 from streamlit.testing.v1 import AppTest
 
-from attribution.engine import Build
+from attribution.build import Build
 from pages.parts import opened
 
 

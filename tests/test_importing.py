@@ -10,8 +10,8 @@ import pytest
 from conftest import Tiny
 from hostile import HOSTILE, decisions_on, hostile
 
+from attribution.build import Build
 from attribution.decisions import Decisions
-from attribution.engine import Build
 from attribution.exchange import legible
 from attribution.export import COLUMNS, exported
 from attribution.imports import LARGEST, entries_of, imported, made, planned

@@ -17,9 +17,12 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from attribution import signals
-from attribution.engine import Build, Engine, examples, load_network
+from attribution.build import Build
+from attribution.engine import Engine
+from attribution.making import examples
 from attribution.map import MapSpec, laid_out, neighbours_kept, side_by_side
 from attribution.records import Checkpoint, UserError
+from attribution.stored import load_network
 from pages.parts import opened, picked, points
 
 

@@ -10,7 +10,8 @@ from apptest import APP, act, at_place, element, fine, items
 from conftest import Tiny
 from streamlit.testing.v1 import AppTest
 
-from attribution.engine import Build, Engine
+from attribution.build import Build
+from attribution.engine import Engine
 from pages.parts import opened, picked
 
 

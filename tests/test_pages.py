@@ -13,7 +13,8 @@ from starlette.testclient import TestClient
 from streamlit.testing.v1 import AppTest
 
 from app import serve
-from attribution.engine import Build, Engine
+from attribution.build import Build
+from attribution.engine import Engine
 from attribution.records import UserError
 from pages.parts import behind, opened
 from pages.parts.reviewer import REVIEWER

@@ -13,8 +13,9 @@ import torch
 from sklearn.datasets import load_sample_image
 from torch.nn.functional import interpolate
 
+from attribution.build import Build
 from attribution.data import DATASETS, mnist5k
-from attribution.engine import Build, Engine
+from attribution.engine import Engine
 from attribution.records import BuildSpec, EstimatorSpec, FeatureSpec, LoraSpec
 from bench import lite0
 

@@ -11,7 +11,8 @@ from chromium import app_server, chromium, chromium_path
 from conftest import Tiny
 from playwright.sync_api import expect
 
-from attribution.engine import Build, Engine
+from attribution.build import Build
+from attribution.engine import Engine
 from attribution.whatif import Moved
 from pages.parts import opened
 from pages.parts.reach import SHOWN, item, lines

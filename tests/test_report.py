@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from attribution import report
 from attribution.__main__ import app
-from attribution.engine import Build, Engine
+from attribution.build import Build
+from attribution.engine import Engine
 from attribution.records import UserError
 
 NASTY = '<script>alert("1")</script>'

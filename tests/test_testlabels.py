@@ -13,10 +13,11 @@ from sklearn.metrics import accuracy_score, average_precision_score, confusion_m
 from typer.testing import CliRunner
 
 from attribution.__main__ import app as cli
+from attribution.build import Build
 from attribution.changes import changes
 from attribution.data import Dataset, Split, dataset, example_ids
 from attribution.decisions import VERSION, Choice, Decisions
-from attribution.engine import Build, Engine
+from attribution.engine import Engine
 from attribution.mislabels import FLOOR, SHARPNESS
 from attribution.records import DataSpec, UserError
 from attribution.testlabels import EXPECTED, Accuracy, half, in_force, suspects, untouched, wrong

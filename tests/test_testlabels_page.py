@@ -9,7 +9,8 @@ from starlette.testclient import TestClient
 from streamlit.dataframe_util import convert_arrow_bytes_to_pandas_df
 from streamlit.testing.v1 import AppTest
 
-from attribution.engine import Build, Engine
+from attribution.build import Build
+from attribution.engine import Engine
 from attribution.groups import most_confused
 from pages.parts import opened
 from pages.parts.thumbs import ROUTES

@@ -13,9 +13,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from attribution.engine import Build, Engine, examples, load_network
+from attribution.build import Build
+from attribution.engine import Engine
 from attribution.folds import FIRST_SEED as FOLD_SEED
 from attribution.folds import fold_of
+from attribution.making import examples
 from attribution.models import inputs, network
 from attribution.records import (
     BuildSpec,
@@ -25,6 +27,7 @@ from attribution.records import (
     FeatureSpec,
     UserError,
 )
+from attribution.stored import load_network
 from attribution.truth import FIRST_SEED
 from attribution.weights import kept, read, unwrapped
 

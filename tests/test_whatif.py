@@ -17,8 +17,10 @@ from scipy import stats
 from test_truth import DATA, PLAIN_NETWORK, WIDE, halves, stamps
 from torch import nn
 
-from attribution.engine import Build, Engine, examples, phi_of, seen
+from attribution.build import Build
+from attribution.engine import Engine
 from attribution.features import Examples, block
+from attribution.making import examples
 from attribution.models import network
 from attribution.records import (
     BuildSpec,
@@ -29,6 +31,7 @@ from attribution.records import (
     UserError,
 )
 from attribution.store import Store
+from attribution.stored import phi_of, seen
 from attribution.train import train
 from attribution.whatif import (
     NONE,

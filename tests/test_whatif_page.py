@@ -16,7 +16,8 @@ from playwright.sync_api import expect
 from streamlit.testing.v1 import AppTest
 
 from attribution.__main__ import main
-from attribution.engine import Build, Engine
+from attribution.build import Build
+from attribution.engine import Engine
 from attribution.whatif import scale_of
 from pages.parts import opened
 from pages.parts.words import sure

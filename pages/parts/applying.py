@@ -5,7 +5,7 @@ from collections import Counter
 import streamlit as st
 
 from attribution import strategies
-from attribution.engine import Build
+from attribution.build import Build
 from attribution.jobs import Job
 from attribution.records import UserError
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from attribution.engine import Build
+from attribution.build import Build
 from attribution.records import Answer, UserError
 from attribution.testlabels import Labels
 

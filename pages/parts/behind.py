@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from attribution.engine import Build
+from attribution.build import Build
 from attribution.evidence import Fed, Neighbour, evidence
 from attribution.records import UserError
 

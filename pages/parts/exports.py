@@ -6,7 +6,7 @@ from functools import partial
 import pandas as pd
 import streamlit as st
 
-from attribution.engine import Build
+from attribution.build import Build
 from attribution.export import FORMATS, exported, packed
 from attribution.imports import Entry, Plan, entries_of, made, planned
 from attribution.records import Decision, UserError

@@ -3,7 +3,7 @@
 import pandas as pd
 import streamlit as st
 
-from attribution.engine import Build
+from attribution.build import Build
 
 from .grid import Handle, grid
 from .opened import thumb

@@ -16,8 +16,8 @@ from typing import Any, get_args
 import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
+from attribution.build import Build
 from attribution.decisions import Choice
-from attribution.engine import Build
 from attribution.records import Decision, UserError, Verdict
 
 from .opened import engine

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from attribution.engine import Build
+from attribution.build import Build
 from attribution.records import Answer, Hit, Tried
 
 from .grid import TRAIN, Handle, class_keys, grid, verdicts

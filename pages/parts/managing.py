@@ -2,8 +2,8 @@
 
 import streamlit as st
 
-from attribution.engine import facts
 from attribution.records import UserError
+from attribution.stored import facts
 
 from .opened import build_name, by_data, engine
 from .words import size

@@ -4,7 +4,7 @@ from typing import Any
 
 import streamlit as st
 
-from attribution.engine import Build
+from attribution.build import Build
 from attribution.jobs import Job
 
 from .jobs import RUNNING, framed

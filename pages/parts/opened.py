@@ -9,7 +9,8 @@ from typing import Any, NoReturn
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from attribution.engine import Build, Engine
+from attribution.build import Build
+from attribution.engine import Engine
 
 from .words import literal
 

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from attribution.engine import Build
+from attribution.build import Build
 from attribution.records import UserError
 
 from .opened import DOUBT, engine

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from attribution.engine import Build
+from attribution.build import Build
 from attribution.records import Report, UserError, silent
 from attribution.whatif import LEAST, Moved, Scale, scale_of
 

@@ -4,8 +4,8 @@ import streamlit as st
 
 from attribution import audit
 from attribution.audit import Range, Yield
+from attribution.build import Build
 from attribution.decisions import Standing
-from attribution.engine import Build
 
 from .opened import DOUBT
 

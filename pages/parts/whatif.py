@@ -6,7 +6,7 @@ import pandas as pd
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from attribution.engine import Build
+from attribution.build import Build
 from attribution.jobs import Job
 from attribution.records import Answer, UserError
 from attribution.whatif import LEAST, Forecast, Scale, agreement, columns, predicted, scale_of

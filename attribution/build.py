@@ -1,0 +1,881 @@
+"""A finished build: what may be asked of it, answered from its index.
+
+Axes: N train, T test, C classes, M members, K features of a member, d index dimensions, H hits.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
+from functools import cached_property
+from typing import Any, TypeVar, cast
+from unicodedata import category
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from . import groups, reading, signals, strategies, testlabels, weights
+from . import index as indexes
+from .data import Split, clean_labels, dataset, example_ids
+from .estimators import Whitening, q, whitening
+from .features import Examples, Projected, margins
+from .folds import FoldsSpec, folds_id
+from .groups import GroupAnswer
+from .making import examples, spec_from
+from .map import MapSpec, laid_out, neighbours_kept, side_by_side
+from .members import example_keys
+from .metrics import detection, spread_of
+from .mislabels import SIGNALS, suspects
+from .models import inputs
+from .records import (
+    Answer,
+    Checkpoint,
+    Hit,
+    Report,
+    RunSpec,
+    Tried,
+    UserError,
+    content_id,
+    known,
+    silent,
+)
+from .store import Artifact, Draft, Store
+from .stored import (
+    found,
+    fresh,
+    load_network,
+    load_projected,
+    member_from,
+    phi_of,
+    recipe,
+    seen,
+    was_watched,
+    whitened,
+)
+from .train import probabilities
+
+Kept = TypeVar("Kept")
+TOP = 50  # hits of each test example by which ensembles are compared
+TOGETHER = 2**28  # bytes of exact scores that are kept for all test examples at once
+
+
+class Build:
+    """A finished build, read only and safe to share between sessions."""
+
+    def __init__(self, store: Store, artifact: Artifact) -> None:
+        self.store = store
+        self.id: str = artifact.manifest["id"]
+        self.summary: dict[str, Any] = artifact.manifest["summary"]
+        self.parts: dict[str, list[str]] = artifact.manifest["parts"]
+        self.members = [member_from(fields) for fields in artifact.manifest["members"]]
+        self._features: list[str] = artifact.manifest["features"]
+        self._networks: list[str] = artifact.manifest["networks"]
+        self.spec = spec_from(self.summary["spec"])
+        self.data = dataset(store, self.spec.data)
+        self.data_id = self.data.id
+        self.classes = visible(self.data.classes)
+        self.train_labels_N = self.data.train.labels_N
+        self.train_ids = self.data.train.ids
+        self.train_paths = self.data.train.paths  # none for data that came with the program
+        self.test_labels_T = self.data.test.labels_N
+        self.test_ids = self.data.test.ids
+        self.probs_TC = artifact.array("test_probs")
+        self.predicted_T = self.probs_TC.argmax(1)
+        self.index = self._part("index", self.parts["index"][0])
+        self.q_N = self.index.array("q")
+        self.compressed = indexes.Compressed(
+            indexes.from_bytes(self.index.bytes_of("rows.faiss")),
+            self.index.manifest["scale"],
+            self.index.array("queries", memory_map=True),
+            self.index.array("projectors", memory_map=True),
+            self.index.manifest["projector_scale"],
+            self.index.manifest["unit"],
+            self.index.array("self_influence"),
+        )
+        pairs = zip(
+            self.index.array("query_tests").tolist(),
+            self.index.array("query_targets").tolist(),
+            strict=True,
+        )
+        self._row_of = {pair: row for row, pair in enumerate(pairs)}
+        self._suspects: tuple[str, pd.DataFrame] | None = None
+        self._lock = threading.Lock()
+        self._fresh: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
+        self._steady: OrderedDict[str, np.ndarray] = OrderedDict()
+
+    @cached_property
+    def findings(self) -> reading.Findings | None:
+        """What reading a person's own files had to say; None for other data."""
+        return reading.findings(self.store, self.data)
+
+    def _part(self, kind: str, name: str) -> Artifact:
+        return found(self.store, kind, name)
+
+    @property
+    def recipe(self) -> RunSpec:
+        """How its networks were trained, or given ones would be; the seed is the first one's."""
+        return recipe(self.store, found(self.store, "build", self.id))
+
+    def again(self) -> RunSpec:
+        """How networks are trained again; its seed plays no part.
+
+        Raises `UserError` where they may not be, or the code of a FILE.py is another one now.
+        """
+        run = replace(self.recipe, seed=0, snapshots=0)
+        if not run.trains:
+            raise UserError(
+                found=f"build {self.id}, made with --train none",
+                wanted="a build whose networks may be trained again",
+                next_step="build it again with --train FILE.py:FUNCTION, or without --train for "
+                "our recipe",
+            )
+        weights.unedited(run)
+        return run
+
+    @property
+    def retraining(self) -> str:
+        """By what networks are trained again where that is not how its own were; else empty."""
+        run = self.recipe
+        if not run.trains:
+            return "Nothing is trained again: the build was made with --train none."
+        if not self.spec.weights or run.train:
+            return ""
+        return (
+            f"Networks are trained again by our recipe ({run.epochs} epochs of SGD at a learning "
+            f"rate of {run.learning_rate:g}, batches of {run.batch}), not by yours; "
+            "--train FILE.py:FUNCTION names yours."
+        )
+
+    def tests(self, labels: testlabels.Labels | None = None) -> pd.DataFrame:
+        """One row a test example: label, predicted, confidence (of the predicted), correct.
+
+        With `labels`, by those in force; then also `given`, and `kept`, False for the excluded.
+        """
+        label_T = self.test_labels_T if labels is None else labels.labels_T
+        more = {} if labels is None else {"given": labels.given_T, "kept": labels.kept_T}
+        return pd.DataFrame(
+            {
+                "label": label_T,
+                "predicted": self.predicted_T,
+                "confidence": self.probs_TC.max(1),
+                "correct": self.predicted_T == label_T,
+                **more,
+            },
+            index=pd.RangeIndex(len(label_T), name="test_id"),
+        )
+
+    def confusion_CC(self, labels: testlabels.Labels | None = None) -> np.ndarray:
+        """Counts of test examples, rows by label and columns by prediction; as `tests`."""
+        classes = len(self.classes)
+        tests = self.tests(labels)
+        tests = tests if labels is None else tests[tests.kept]
+        pairs = (tests.label * classes + tests.predicted).to_numpy()
+        return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+
+    @cached_property
+    def test_half(self) -> testlabels.Half:
+        return testlabels.half(self.data)
+
+    @cached_property
+    def doubtful_tests(self) -> pd.DataFrame:
+        """All test examples, the one whose label is most probably wrong first (`testlabels`)."""
+        return testlabels.suspects(self.test_labels_T, np.stack(self._probs_I))
+
+    def query(self, test_id: int, k: int = 12, target: str = "predicted") -> Answer:
+        """The strongest proponents and opponents of a test example's target class.
+
+        `target` is "label", "predicted", or a class by name or number. Raises `UserError` for a
+        test id, class or k out of range.
+        """
+        asked = self.class_of(test_id, target)
+        self.check_k(k)
+        return self._answer(self._query_Md(test_id, asked), test_id, asked, k)
+
+    @cached_property
+    def mistakes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Test examples that are called wrong (W,), and the mean query vectors (W, d) of what they
+        are called and of their labels.
+        """
+        tests_W = np.flatnonzero(self.predicted_T != self.test_labels_T)
+
+        def queries(targets_T: np.ndarray) -> np.ndarray:
+            rows = [self._row_of[int(t), int(targets_T[t])] for t in tests_W]
+            u_Wd = [self.compressed.queries_TMd[r].mean(0, dtype=np.float32) for r in rows]
+            return np.array(u_Wd).reshape(len(rows), self.compressed.rows.d)
+
+        return tests_W, queries(self.predicted_T), queries(self.test_labels_T)
+
+    @cached_property
+    def _top(self) -> np.ndarray:
+        """Positions of the strongest proponents of every test's given label, (T, TOP)."""
+        k = min(TOP, len(self.train_labels_N))
+        return indexes.search(self.compressed.rows, self._given_Td, k)[1]
+
+    @property
+    def _given_Td(self) -> np.ndarray:
+        """The ensemble's query vector for the given label of every test example."""
+        u_TMd = self.compressed.queries_TMd[: len(self.test_labels_T)]
+        return np.stack([u_Md.mean(0, dtype=np.float32) for u_Md in u_TMd])
+
+    def top(self, k: int) -> np.ndarray:
+        """Positions (T, k) of the strongest proponents of every test's given label; k <= TOP."""
+        return self._top[:, :k]
+
+    def strongest(
+        self, test_id: int, k: int, target: str = "predicted", opponents: bool = False
+    ) -> tuple[int, ...]:
+        """Positions of the first k of `query`."""
+        answer = self.query(test_id, k, target)
+        return tuple(h.train_id for h in (answer.opponents if opponents else answer.proponents))
+
+    def margin(self, test_id: int, target: int) -> float:
+        """The margin of a class, mean over the networks."""
+        # From the other classes' probabilities: 1 - p is nothing for a sure network.
+        probs_IC = np.stack([p[test_id] for p in self._probs_I]).astype(np.float64)
+        pair_2I = probs_IC[:, target], np.delete(probs_IC, target, 1).sum(1)
+        asked_I, others_I = np.log(np.maximum(pair_2I, 1e-45))
+        return float((asked_I - others_I).mean())
+
+    @cached_property
+    def _probs_I(self) -> list[np.ndarray]:
+        runs = (self._part("run", name) for name in self._networks)
+        return [run.array("test_probs", memory_map=True) for run in runs]
+
+    def exact(self, test_id: int, target: int, report: Report = silent) -> np.ndarray:
+        """Exact scores (G, N) of all training examples, kept once computed.
+
+        G are the networks, or with one network its members; the mean over them is the score. The
+        kernels cost most, so every test example that the index knows is asked at once where that
+        is not too large to keep.
+        """
+        pairs = self._asked_with(test_id, target)
+
+        def fill(draft: Draft) -> None:
+            scores_QGN = self._exact(np.array(pairs), report)
+            unit = float(np.abs(scores_QGN).max()) or 1.0
+            draft.array("scores", (scores_QGN / unit).astype(np.float16))
+            draft.note(unit=unit)
+
+        made_by = {"build": self.id, "asked": pairs if len(pairs) == 1 else "all"}
+        self.store.make("exact", self._exact_id(pairs), fill, made_by)
+        return self.pull(test_id, target)[0]
+
+    def _asked_with(self, test_id: int, target: int) -> list[tuple[int, int]]:
+        """The (test, target) whose exact scores are computed and kept together with this one's."""
+        networks, members = self.index.manifest["networks"], len(self.members)
+        groups = networks if networks > 1 else members
+        size = 2 * groups * len(self._row_of) * len(self.train_labels_N)
+        one = test_id, target
+        return list(self._row_of) if one in self._row_of and size <= TOGETHER else [one]
+
+    def _exact_id(self, pairs: list[tuple[int, int]]) -> str:
+        return content_id("exact", self.id, pairs)
+
+    def _exact(self, pairs_Q2: np.ndarray, report: Report) -> np.ndarray:
+        """Exact scores (Q, G, N) of all training examples for pairs of test and target."""
+        test_Q, target_Q = pairs_Q2.T
+        fresh_Q = target_Q != self.test_labels_T[test_Q]
+        some = self._tests[test_Q[fresh_Q]]
+        others = Examples(some.x_N, some.key_N, torch.from_numpy(target_Q[fresh_Q]))
+        estimator, count = self.spec.estimator, len(self.members)
+        networks = self.index.manifest["networks"]
+        groups = networks if networks > 1 else count
+        total_QGN = torch.zeros(len(test_Q), groups, len(self.train_labels_N))
+        own_N = torch.zeros(len(self.train_labels_N))
+        for m, (member, name) in enumerate(zip(self.members, self._features, strict=True)):
+            report("scores", m, count)
+            features = self._part("features", name)
+            phi_NK = phi_of(features, "train", member, estimator)
+            psi_QK = phi_of(features, "test", member, estimator)[test_Q]
+            if fresh_Q.any():
+                with self._lock:
+                    psi_QK[fresh_Q] = fresh(self._wholes[m], member, others, estimator)
+            white = whitening(phi_NK, estimator)
+            # The kernel on the queries' side only: on the training rows it would cost as much again
+            left_QK = white.back(white(psi_QK).mT).mT
+            total_QGN[:, m * groups // count] += left_QK @ white.scaled(phi_NK).mT
+            if estimator.relative:
+                own_N += white(phi_NK).square().sum(1)
+        report("scores", count, count)
+        return (total_QGN * self._weights(own_N) * (groups / count)).numpy()
+
+    def pull(
+        self, test_id: int, target: int, train_ids: Sequence[int] | None = None
+    ) -> tuple[np.ndarray, bool]:
+        """Scores (G, n) of training examples (None: all) as `exact` has them, and whether exact.
+
+        From the compressed index where the exact ones were never asked for, the spread between
+        networks corrected as for the error bars.
+        """
+        chosen = slice(None) if train_ids is None else list(train_ids)
+        pairs = self._asked_with(test_id, target)
+        name = self._exact_id(pairs)
+        if self.store.has("exact", name):
+            kept = self._part("exact", name)
+            scores_GN = kept.array("scores", memory_map=True)[pairs.index((test_id, target))]
+            return scores_GN[:, chosen].astype(np.float32) * kept.manifest["unit"], True
+        ids = np.arange(len(self.train_labels_N))[chosen]
+        u_Gd = self._by_network(self._query_Md(test_id, target).astype(np.float32))
+        scores_Gn = self.compressed.member_scores(u_Gd, ids)
+        mean_n = scores_Gn.mean(0)
+        return mean_n + (scores_Gn - mean_n) / self.index.manifest["spread"], False
+
+    def _by_network(self, values_MX: np.ndarray) -> np.ndarray:
+        """Means (G, X) of the members of each network; of one network, the members themselves."""
+        networks = self.index.manifest["networks"]
+        if networks == 1:
+            return values_MX
+        return values_MX.reshape(networks, -1, values_MX.shape[-1]).mean(1)
+
+    def edit(
+        self, train_ids: Sequence[int], label: int | None = None, report: Report = silent
+    ) -> np.ndarray:
+        """What a drop or a relabel of training examples adds to the index's rows, summed (d,).
+
+        Raises `UserError` for an example or a class that is not there.
+        """
+        for train_id in train_ids:
+            if not 0 <= train_id < len(self.train_labels_N):
+                raise UserError(
+                    found=f"train id {train_id}",
+                    wanted=f"a position from 0 to {len(self.train_labels_N) - 1}",
+                    next_step="choose one in that range",
+                )
+        if label is not None:
+            known("class", str(label), tuple(map(str, range(len(self.classes)))), "--label")
+        change_d = -self.compressed.rows.reconstruct_batch(np.array(train_ids, np.int64)).sum(0)
+        for train_id in train_ids if label is not None else ():
+            change_d += self._relabelled(train_id, cast(int, label), report)
+        return change_d
+
+    def moves(self, change_d: np.ndarray) -> np.ndarray:
+        """How an `edit` moves the margin of each test's predicted class, (T,), as scores."""
+        return self._predicted_Td @ change_d * self.compressed.scale
+
+    def moves_by_network(self, change_d: np.ndarray, tests_k: np.ndarray) -> np.ndarray:
+        """The same of some, (G, k), the spread between networks corrected as for error bars."""
+        rows = [self._row_of[int(t), int(self.predicted_T[t])] for t in tests_k]
+        queries = (self.compressed.queries_TMd[row].astype(np.float32) for row in rows)
+        move_kM = np.stack([u_Md @ change_d for u_Md in queries]) * self.compressed.scale
+        move_Gk = self._by_network(move_kM.T)
+        mean_k = move_Gk.mean(0)
+        return mean_k + (move_Gk - mean_k) / self.index.manifest["spread"]
+
+    @cached_property
+    def _predicted_Td(self) -> np.ndarray:
+        """Mean query vectors of every test example's predicted class."""
+        rows = [self._row_of[t, int(c)] for t, c in enumerate(self.predicted_T)]
+        u_TMd = self.compressed.queries_TMd
+        return np.stack([u_TMd[row].mean(0, dtype=np.float32) for row in rows])
+
+    def _relabelled(self, train_id: int, label: int, report: Report) -> np.ndarray:
+        """The row (d,) that a training example would have in the index under another label."""
+        half = examples(self.spec, self.data, self.data.train)[np.array([train_id])]
+        some = Examples(half.x_N, half.key_N, torch.tensor([label]))
+        with self._lock:
+            u_d = self._squeezed(some, report).sum(0) * self._query_unit
+            if self.spec.estimator.q == "training":
+                runs = [self._part("run", name) for name in self._networks]
+                beliefs = [r.array("belief", memory_map=True)[train_id, label] for r in runs]
+                q_1 = 1 - torch.tensor(np.mean(beliefs, dtype=np.float64)).float()[None]
+            else:
+                q_1 = self._member_q(some)
+        own_1 = torch.tensor([float(u_d @ u_d) / len(self.members)])
+        weight = float(indexes.weights(q_1, own_1, self.spec.estimator))
+        return u_d * weight * self._query_unit / self.compressed.scale
+
+    def rescored(self, test_id: int, target: str, train_ids: Sequence[int]) -> tuple[Hit, ...]:
+        """What this build says of chosen training examples."""
+        u_Md = self._query_Md(test_id, self.class_of(test_id, target))
+        return self._hits(u_Md, np.asarray(train_ids, np.int64))
+
+    def query_group(
+        self, test_ids: Iterable[int], k: int = 12, target: str = "predicted"
+    ) -> GroupAnswer:
+        """What several test examples have in common: those that no single one of them decides.
+
+        Raises `UserError` for an empty group, and as `query` does.
+        """
+        chosen = list(test_ids)
+        if not chosen:
+            raise UserError(
+                found="an empty group", wanted="at least one test example", next_step="choose some"
+            )
+        self.check_k(k)
+        u_GMd = [self._query_Md(t, self.class_of(t, target)).astype(np.float32) for t in chosen]
+        mean_Md = np.mean(u_GMd, 0)
+        each_Gd = np.stack([u_Md.mean(0) for u_Md in u_GMd])
+        # Of the same length, so that a loud query does not choose the candidates alone.
+        alike_1d = (each_Gd / np.linalg.norm(each_Gd, axis=1, keepdims=True)).sum(0)[None]
+        wide = min(groups.CANDIDATES * k, len(self.train_labels_N))
+        found = []
+        for sign in (1, -1):
+            ids_C = np.union1d(
+                *(self.compressed.search(some, wide, sign < 0) for some in (mean_Md, alike_1d))
+            )
+            scores_GC = self.compressed.member_scores(each_Gd, ids_C)
+            found.append(groups.supported(scores_GC, self._hits(mean_Md, ids_C), k, sign))
+        return GroupAnswer(
+            test_ids=tuple(chosen), proponents=found[0], opponents=found[1], noise=self.noise
+        )
+
+    def contrast(self, test_id: int, target: str, other: str, k: int = 12) -> Answer:
+        """What speaks for one class rather than another: the difference of two queries.
+
+        Raises `UserError` as `query` does, and for a class against itself.
+        """
+        one, two = self.class_of(test_id, target), self.class_of(test_id, other)
+        self.check_k(k)
+        if one == two:
+            raise UserError(
+                found=f"class {self.classes[one]!r} against itself",
+                wanted="two classes",
+                next_step="choose another",
+            )
+        u_Md, v_Md = (self._query_Md(test_id, c).astype(np.float32) for c in (one, two))
+        return self._answer(u_Md - v_Md, test_id, one, k)
+
+    def hubs(self, k: int = 10) -> pd.DataFrame:
+        """Training examples that many test examples have among their k strongest proponents."""
+        return groups.hubs(self.top(k), self.train_labels_N)
+
+    def unsteady(self, k: int = 5) -> pd.DataFrame:
+        """`tests` with `steady`: how many of its k strongest proponents are not shaky.
+
+        Those with fewest first: the training set has little like them.
+        """
+
+        def count() -> np.ndarray:
+            tests = range(len(self.test_labels_T))
+            return np.array([groups.steady(self.query(t, k)) for t in tests])
+
+        count_T = recalled(self._steady, str(k), count)
+        return self.tests().assign(steady=count_T).sort_values("steady", kind="stable")
+
+    def _answer(self, u_Md: np.ndarray, test_id: int, target: int, k: int) -> Answer:
+        return Answer(
+            test_id=test_id,
+            label=int(self.test_labels_T[test_id]),
+            predicted=int(self.predicted_T[test_id]),
+            target=target,
+            proponents=self._hits(u_Md, self.compressed.search(u_Md, k)),
+            opponents=self._hits(u_Md, self.compressed.search(u_Md, k, opponents=True)),
+            noise=self.noise,
+        )
+
+    def _hits(self, u_Md: np.ndarray, ids_H: np.ndarray) -> tuple[Hit, ...]:
+        scores_MH = self.compressed.member_scores(u_Md, ids_H)
+        mean_H = scores_MH.mean(0)
+        agree_H = (np.sign(scores_MH) == np.sign(mean_H)).mean(0)
+        networks = self.index.manifest["networks"]
+        error_H: Iterable[float | None] = [None] * len(ids_H)
+        if len(scores_MH) > 1:
+            count = networks if networks > 1 else len(scores_MH)
+            shown = spread_of(scores_MH[None], networks)[0] / self.index.manifest["spread"]
+            error_H = shown / np.sqrt(count)
+        return tuple(
+            Hit(
+                train_id=int(i),
+                score=float(s),
+                stderr=None if e is None else float(e),
+                agreement=float(a),
+                label=int(self.train_labels_N[i]),
+            )
+            for i, s, e, a in zip(ids_H, mean_H, error_H, agree_H, strict=True)
+        )
+
+    @property
+    def noise(self) -> str:
+        """Which noise the error bars carry."""
+        networks, members = self.summary["models"], self.summary["members"]
+        if networks > 1:
+            return f"Error bars: standard error between {networks} independently trained networks."
+        if members > 1:
+            return (
+                f"Error bars: standard error between {members} {strategies.kind(self.spec)} of one "
+                "network only. "
+                "Another training run would differ by more; train 2 or more networks to see it."
+            )
+        return "No error bars: a single member cannot tell how sure it is."
+
+    def mislabels(self, by: str = "") -> pd.DataFrame:
+        """All training examples, most suspicious label first; see `mislabels.suspects`.
+
+        By one signal alone where `by` names it (training, masks, ...). Raises `UserError` for one
+        that is unknown, or that needs `Engine.folds` first.
+        """
+        made = self._unseen()
+        name = made.manifest["id"] if made else ""
+        if self._suspects is None or self._suspects[0] != name:
+            self._suspects = (
+                name,
+                suspects(self.train_ids, self.train_labels_N, self.evidence(), self.classes),
+            )
+        frame = self._suspects[1]
+        if not by:
+            return frame
+        known("signal", by, tuple(n.removeprefix("signal_") for n in SIGNALS), "--by")
+        if by == "training" and "signal_training" not in frame:
+            raise UserError(
+                found=f"networks of build {self.id} that nobody watched while they were trained",
+                wanted="another signal",
+                next_step="choose masks, influence, neighbours or opponents with --by",
+            )
+        if f"signal_{by}" not in frame:
+            raise UserError(
+                found=f"no networks that leave examples of build {self.id} out",
+                wanted=f"those for the signal {by}",
+                next_step=f"run `python -m attribution folds {self.id}`",
+            )
+        return frame.sort_index().sort_values(f"signal_{by}", ascending=False, kind="stable")
+
+    def evidence(self) -> signals.Evidence:
+        """What is known of every training label."""
+        runs = [self._part("run", name) for name in self._networks]
+        watched = all(map(was_watched, runs))
+        beliefs = [r.array("belief" if watched else "train_probs") for r in runs]
+        votes, unseen = self.votes(), self._unseen()
+        at = np.arange(len(self.train_labels_N))
+        if len(beliefs) > 1:
+            doubt_MN = 1 - np.stack([b[at, self.train_labels_N] for b in beliefs])
+        else:
+            blocks = [self._part("features", name) for name in self._features]
+            doubt_MN = np.stack([q(torch.from_numpy(b.array("train_margin"))) for b in blocks])
+        belief_NC = np.stack(beliefs).mean(0, dtype=np.float32)
+        member_q_N = self.index.array("member_q")
+        if not watched:
+            belief_NC = signals.at_the_end(belief_NC, member_q_N, self.train_labels_N)
+        return signals.Evidence(
+            belief_NC=belief_NC,
+            watched=watched,
+            disagreement_N=signals.disagreement(doubt_MN),
+            q_N=member_q_N,
+            self_influence_N=self.compressed.self_influence_N,
+            neighbours_NC=votes.array("neighbours"),
+            opponents_NC=votes.array("opponents"),
+            unseen_NC=unseen.array("belief") if unseen else None,
+        )
+
+    def votes(self, report: Report = silent) -> Artifact:
+        """The votes on every training label of its neighbours and of those it opposes."""
+        classes, count = len(self.classes), len(self.train_labels_N)
+
+        def fill(draft: Draft) -> None:
+            whole = examples(self.spec, self.data, self.data.train)
+            shares = []
+            for m, name in enumerate(self._networks):
+                report("signals", m, len(self._networks) + 1)
+                module = load_network(self.store, self.spec, self.data, Checkpoint(run_id=name))
+                x_NH = signals.embedded(module, whole, classes)
+                shares.append(signals.neighbour_votes(x_NH, self.train_labels_N, classes))
+            report("signals", len(self._networks), len(self._networks) + 1)
+            k = min(signals.OPPONENTS, count)
+            found_Tk = indexes.search(self.compressed.rows, self._given_Td, k, opponents=True)[1]
+            opposed_NC = signals.opponent_votes(found_Tk, self.test_labels_T, count, classes)
+            draft.array("neighbours", np.stack(shares).mean(0).astype(np.float32))
+            draft.array("opponents", opposed_NC.astype(np.float32))
+            report("signals", len(self._networks) + 1, len(self._networks) + 1)
+
+        made_by = {
+            "index": self.index.manifest["id"],
+            "networks": self._networks,
+            "neighbours": signals.NEIGHBOURS,
+            "opponents": signals.OPPONENTS,
+        }
+        return self.store.make("votes", content_id("votes", made_by), fill, made_by)
+
+    def lay_out(self, report: Report = silent) -> Artifact:
+        """Places of all images in the plane, `xy` (N + T, 2), and what of it is to be believed."""
+        spec, classes, count = MapSpec(), len(self.classes), len(self._networks)
+
+        def beheld() -> Iterator[np.ndarray]:
+            for m, name in enumerate(self._networks):
+                report("map", m, count)
+                module = load_network(self.store, self.spec, self.data, Checkpoint(run_id=name))
+                halves = (self.data.train, self.data.test)
+                yield np.concatenate(
+                    [
+                        signals.embedded(module, examples(self.spec, self.data, half), classes)
+                        for half in halves
+                    ]
+                )
+
+        def fill(draft: Draft) -> None:
+            x_PD = side_by_side(beheld(), spec.directions)
+            report("map", count, count)
+            xy_P2 = laid_out(x_PD, spec, report)
+            draft.array("xy", xy_P2)
+            draft.note(kept=neighbours_kept(x_PD, xy_P2))
+
+        return self.store.make("map", self._map_id(spec), fill, self._map_made_by(spec))
+
+    @property
+    def map(self) -> Artifact | None:
+        """What `lay_out` makes, if it was made."""
+        name = self._map_id(MapSpec())
+        return self.store.find("map", name) if self.store.has("map", name) else None
+
+    def _map_made_by(self, spec: MapSpec) -> dict[str, Any]:
+        return {"data": self.data_id, "networks": self._networks, **asdict(spec)}
+
+    def _map_id(self, spec: MapSpec) -> str:
+        return content_id("map", self._map_made_by(spec))
+
+    @property
+    def folds_spec(self) -> FoldsSpec:
+        """The networks that leave a fold out which are this build's."""
+        return FoldsSpec(run=replace(self.recipe, seed=0, snapshots=0))
+
+    def _unseen(self) -> Artifact | None:
+        name = folds_id(self.folds_spec)
+        return self.store.find("folds", name) if self.store.has("folds", name) else None
+
+    def known(self, by: str = "") -> dict[str, object] | None:
+        """How well `mislabels` finds the flipped labels, or None where no truth is kept."""
+        clean_N = clean_labels(self.store, self.data_id)
+        if clean_N is None or not (wrong_N := clean_N != self.train_labels_N).any():
+            return None
+        column = f"signal_{by}" if by else "score"
+        return detection(wrong_N, self.mislabels(by)[column].sort_index().to_numpy())
+
+    def scores(self, report: Report = silent) -> np.ndarray:
+        """Exact ensemble scores of all pairs, float32 (T, N), for the given test labels."""
+        total_TN = torch.zeros(len(self.test_labels_T), len(self.train_labels_N))
+        own_N = torch.zeros(len(self.train_labels_N))  # self-influence
+        for w_NK, w_TK in self._whitened("scores", report):
+            total_TN += w_TK @ w_NK.mT
+            own_N += w_NK.square().sum(1)
+        return (total_TN * self._weights(own_N) / len(self.members)).numpy()
+
+    def sums(self, subsets_SN: np.ndarray, report: Report = silent) -> np.ndarray:
+        """Each member's scores summed over subsets of the training set, float32 (M, T, S).
+
+        Exact; their mean over members is what `scores` sums to, without ever holding T * N
+        numbers.
+        """
+        relative = self.spec.estimator.relative
+        own_N = torch.zeros(len(self.train_labels_N))
+        for w_NK, _ in self._whitened("scores", silent) if relative else ():
+            own_N += w_NK.square().sum(1)
+        weight_NS = self._weights(own_N)[:, None] * torch.from_numpy(subsets_SN.T.copy()).float()
+        sums = [
+            (w_TK @ (w_NK.mT @ weight_NS)).numpy()
+            for w_NK, w_TK in self._whitened("scores", report)
+        ]
+        return np.stack(sums)
+
+    def _weights(self, own_N: Tensor) -> Tensor:
+        """Weights of the training rows; `own_N` is the sum of the members' self-influence."""
+        own_N = own_N / len(self.members)
+        return indexes.weights(torch.from_numpy(self.q_N), own_N, self.spec.estimator)
+
+    def _whitened(self, stage: str, report: Report) -> Iterator[tuple[Tensor, Tensor]]:
+        """Exact vectors of the training and the test examples, (N, K) and (T, K), by member."""
+        blocks = (self._part("features", name) for name in self._features)
+        vectors = whitened(self.members, blocks, self.spec.estimator)
+        for m, pair in enumerate(vectors):
+            report(stage, m, len(self.members))
+            yield pair
+        report(stage, len(self.members), len(self.members))
+
+    def image(self, split: str, position: int) -> np.ndarray:
+        """The image as stored, uint8 (H, W) or (H, W, 3). Raises `UserError` out of range."""
+        known("split", split, ("train", "test"), "train or test")
+        images = self._half(split).images
+        if not 0 <= position < len(images):
+            raise UserError(
+                found=f"{split} image {position}",
+                wanted=f"a position from 0 to {len(images) - 1}",
+                next_step="choose one in that range",
+            )
+        return images[position]
+
+    def seen(self, split: str, position: int) -> np.ndarray:
+        """What the network gets of an image, as pixels again: uint8 (H, W) or (H, W, 3)."""
+        return self.as_seen(self.image(split, position))
+
+    def as_seen(self, image: np.ndarray) -> np.ndarray:
+        """What the network gets of an image in the form of the data's, as pixels again.
+
+        After a preprocessing of the user's own or a library's, stretched from black to white.
+        """
+        preprocess = self.spec.preprocess
+        x_CHW = inputs(self.spec.model, self.data, image[None], preprocess)[0]
+        if preprocess:
+            shift, unit = x_CHW.min(), (x_CHW.max() - x_CHW.min()).clamp_min(1e-12)
+            x_CHW = (x_CHW - shift) / unit
+        else:
+            mean, std = (torch.tensor(v)[:, None, None] for v in (self.data.mean, self.data.std))
+            x_CHW = x_CHW * std.clamp_min(1e-6) + mean
+        pixels_CHW = x_CHW.clamp(0, 1).mul(255).round().byte()
+        return pixels_CHW.permute(1, 2, 0).squeeze(2).numpy()
+
+    def _half(self, split: str) -> Split:
+        return self.data.train if split == "train" else self.data.test
+
+    def name(self, split: str, position: int) -> str:
+        """What an image is called: its file among a person's own, else its example id."""
+        half = self._half(split)
+        return (half.paths or half.ids)[position]
+
+    def search(self, split: str, text: str) -> list[int]:
+        """Positions of the images with this number, or whose name has `text` in it."""
+        wanted, half = text.strip().casefold(), self._half(split)
+        names = half.paths or half.ids
+        if wanted.isdecimal():
+            return [n for n in (int(wanted[:18]),) if n < len(names)]
+        return [n for n, name in enumerate(names) if wanted in name.casefold()]
+
+    def attempt(
+        self, image: np.ndarray, target: str = "predicted", k: int = 12, report: Report = silent
+    ) -> Tried:
+        """What the networks say of an image of neither half, and the training images behind it.
+
+        `image` is uint8 as the data set's are (`pictures.alike`), `target` "predicted" or a class
+        by name or number. Raises `UserError` for a target or k out of range.
+        """
+        self.check_k(k)
+        images = image[None]
+        x_1 = inputs(self.spec.model, self.data, images, self.spec.preprocess)
+        key_1 = torch.from_numpy(example_keys(example_ids(images)).copy())
+        with self._lock:  # masks are hooks on shared networks
+            probs_C = np.mean([probabilities(n, x_1)[0].numpy() for n in self._plain], axis=0)
+            predicted = int(probs_C.argmax())
+            asked = predicted if target == "predicted" else self.class_named(target)
+            u_Md = self._squeezed(Examples(x_1, key_1, torch.tensor([asked])), report)
+        return Tried(
+            probs=tuple(map(float, probs_C)),
+            predicted=predicted,
+            target=asked,
+            proponents=self._hits(u_Md, self.compressed.search(u_Md, k)),
+            opponents=self._hits(u_Md, self.compressed.search(u_Md, k, opponents=True)),
+            noise=self.noise,
+        )
+
+    @cached_property
+    def _plain(self) -> list[torch.nn.Module]:
+        """The networks, as trained."""
+        return [
+            load_network(self.store, self.spec, self.data, Checkpoint(run_id=run_id))
+            for run_id in self._networks
+        ]
+
+    def _query_Md(self, test_id: int, target: int) -> np.ndarray:
+        if (test_id, target) in self._row_of:
+            return self.compressed.queries_TMd[self._row_of[test_id, target]]
+        with self._lock:  # masks are hooks on shared networks
+            if (test_id, target) not in self._fresh:
+                self._fresh[test_id, target] = self._featurized(test_id, target)
+                while len(self._fresh) > 64:
+                    self._fresh.popitem(last=False)
+            return self._fresh[test_id, target]
+
+    def _featurized(self, test_id: int, target: int) -> np.ndarray:
+        """Query vectors (M, d) of a test example for a class nobody asked about before."""
+        some = self._tests[np.array([test_id])]
+        return self._squeezed(Examples(some.x_N, some.key_N, torch.tensor([target])))
+
+    def _squeezed(self, one: Examples, report: Report = silent) -> np.ndarray:
+        """Vectors (M, d) of one example in the index's basis and the queries' unit."""
+        u_Md: list[np.ndarray] = []
+        white = Whitening(unit=self.compressed.unit)
+        for projector_Kd, whole, member in zip(
+            self.compressed.projectors_MKd, self._wholes, self.members, strict=True
+        ):
+            report("gradients", len(u_Md), len(self.members))
+            phi_1K = white(fresh(whole, member, one, self.spec.estimator))
+            u_Md.append((phi_1K @ torch.from_numpy(projector_Kd.astype(np.float32)))[0].numpy())
+        return np.stack(u_Md) * self.compressed.projector_scale
+
+    @cached_property
+    def _query_unit(self) -> float:
+        """Unit of the query vectors: that of the rows follows from their lengths, self-influence.
+
+        A training example under another label is squeezed as a query is, and becomes a row.
+        """
+        own_N = torch.from_numpy(self.compressed.self_influence_N) * len(self.members)
+        weighted_N = own_N.sqrt() * self._weights(own_N)
+        stored_Nd = self.compressed.rows.reconstruct_n(0, len(own_N))
+        row_unit = float(weighted_N.sum()) / float(np.linalg.norm(stored_Nd, axis=1).sum())
+        return self.compressed.scale / row_unit
+
+    def _member_q(self, one: Examples) -> Tensor:
+        """1 - p of one example's target, mean over what `Making.beliefs` is of, (1,)."""
+        checkpoints = list(dict.fromkeys(m.checkpoint for m in self.members))
+        whole_of = {m.checkpoint: w for m, w in zip(self.members, self._wholes, strict=True)}
+        forward = self.spec.forward_only
+        believing = strategies.beliefs(self.spec, checkpoints) if forward else self.members
+        found = [margins(seen(whole_of[m.checkpoint], m), one) for m in believing]
+        return torch.stack([q(f_1) for f_1 in found]).mean(0)
+
+    @cached_property
+    def _tests(self) -> Examples:
+        return examples(self.spec, self.data, self.data.test)
+
+    @cached_property
+    def _wholes(self) -> list[Projected]:
+        """The network and directions of each member; members that share them share one."""
+        made: dict[tuple[Checkpoint, int], Projected] = {}
+        for member, name in zip(self.members, self._features, strict=True):
+            pair = member.checkpoint, member.draw
+            if pair not in made:
+                module = load_network(self.store, self.spec, self.data, member.checkpoint)
+                sites = self._part("features", name).manifest["made_by"]["sites"]
+                made[pair] = load_projected(module, self._part("sites", sites))
+        return [made[m.checkpoint, m.draw] for m in self.members]
+
+    def class_of(self, test_id: int, target: str) -> int:
+        """The class that `target` means for a test example, as `query` takes it."""
+        self._check_test(test_id)
+        if target == "label":
+            return int(self.test_labels_T[test_id])
+        if target == "predicted":
+            return int(self.predicted_T[test_id])
+        return self.class_named(target)
+
+    def class_named(self, target: str) -> int:
+        """The class of that name or number. Raises `UserError` where there is none."""
+        if target in self.classes:
+            return self.classes.index(target)
+        if target.isdecimal() and int(target) < len(self.classes):
+            return int(target)
+        raise UserError(
+            found=f"target {target!r}",
+            wanted=f"label, predicted or a class ({', '.join(self.classes[:20])})",
+            next_step="choose one of these",
+        )
+
+    def _check_test(self, test_id: int) -> None:
+        if not 0 <= test_id < len(self.test_labels_T):
+            raise UserError(
+                found=f"test id {test_id}",
+                wanted=f"a position from 0 to {len(self.test_labels_T) - 1}",
+                next_step="choose one in that range",
+            )
+
+    def check_k(self, k: int) -> None:
+        if not 1 <= k <= len(self.train_labels_N):
+            raise UserError(
+                found=f"k = {k}",
+                wanted=f"a number of hits from 1 to {len(self.train_labels_N)}, the training set",
+                next_step="choose a smaller -k" if k > 0 else "choose a larger -k",
+            )
+
+
+def recalled(kept: OrderedDict[str, Kept], name: str, make: Callable[[], Kept]) -> Kept:
+    """What `make` gives, remembered under a content id."""
+    if name not in kept:
+        kept[name] = make()
+        while len(kept) > 100:
+            kept.popitem(last=False)
+    return kept[name]
+
+
+def visible(names: Iterable[str]) -> tuple[str, ...]:
+    """Names of classes, with "class 3" for one of which nothing is to be seen."""
+    return tuple(
+        name if any(category(sign)[0] in "LNPS" for sign in name) else f"class {number}"
+        for number, name in enumerate(names)
+    )

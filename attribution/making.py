@@ -1,0 +1,591 @@
+"""A build in the making: each step is an artifact of the store, made or found.
+
+    data set -> runs -> members -> feature blocks -> index
+
+so a build that was killed resumes at the member it was in, and a second identical one finds
+everything done.
+
+Axes: N train, T test, C classes, M members, K features of a member, d index dimensions.
+"""
+
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.utils.flop_counter import FlopCounterMode
+
+from . import index as indexes
+from . import strategies, weights
+from .adapters import checked, fitted, saved
+from .data import Dataset, Split
+from .estimators import ESTIMATORS, whitening
+from .features import Block, Examples, Projected, block, margins, projected
+from .gradients import attributed
+from .members import example_keys
+from .metrics import spread_of
+from .models import check_name, check_preprocess, code_id, inputs, network
+from .records import (
+    BuildSpec,
+    Checkpoint,
+    FeatureSpec,
+    Member,
+    Report,
+    RunSpec,
+    UserError,
+    content_id,
+    known,
+    within,
+)
+from .store import Artifact, Draft, Store
+from .stored import (
+    fresh,
+    load_network,
+    load_projected,
+    mean_q,
+    phi_of,
+    seconds,
+    seen,
+    unique,
+    was_watched,
+)
+from .strategies import STRATEGIES
+from .train import probabilities, snapshot_epochs, train
+
+SPREAD_QUERIES = 16  # queries on which the index's understatement of the spread is measured
+SPREAD_HITS = 16
+
+
+def check(spec: BuildSpec) -> None:
+    """Raise `UserError` for a spec that makes no sense."""
+    known("strategy", spec.strategy, STRATEGIES, "--strategy")
+    known("estimator", spec.estimator.name, tuple(ESTIMATORS), "--estimator")
+    known("basis", spec.features.basis, ("own", "random"), "--basis")
+    known("q", spec.estimator.q, ("members", "training"), "--q")
+    check_name(spec.model)
+    check_preprocess(spec.preprocess, spec.model)
+    if spec.train != "none":
+        code_id(spec.train, "--train")
+    strategies.check_networks(spec)
+    limits: list[tuple[str, float, float, float]] = [
+        ("--models", spec.models, 1, 1000),
+        ("--epochs", spec.epochs, 1, 100_000),
+        ("--learning-rate", spec.rate, 1e-9, 1e3),
+        ("--batch", spec.batch_size, 2, 100_000),
+        ("--damping", spec.estimator.damping, 0, 1e12),
+        ("--q-power", spec.estimator.q_power, 0, 10),
+        ("--width", spec.width, 1e-3, 100),
+        ("--dims", min(spec.features.ka, spec.features.kg), 1, 1e6),
+        ("--index-dims", spec.index_dims, 1, 1e6),
+        ("--seed", spec.seed, 0, 1e9),
+        ("--noise-seed", spec.data.noise_seed, 0, 1e9),
+    ]
+    limits += strategies.limits(spec)
+    within(limits)
+    strategies.check(spec)
+
+
+def id_of(spec: BuildSpec, data: Dataset) -> str:
+    """The id of a build: its spec, its data, and the code that its names stand for."""
+    own = {"preprocess_code": code_id(spec.preprocess), "train_code": code_id(spec.train)}
+    codes = [own] if any(own.values()) else []
+    return content_id("build", data.id, spec, code_id(spec.model), *codes)
+
+
+class Making:
+    """A build in the making: each method makes one kind of artifact, or finds it."""
+
+    def __init__(self, store: Store, spec: BuildSpec, data: Dataset, report: Report) -> None:
+        self.store, self.spec, self.data, self.report = store, spec, data, report
+        self.train = examples(spec, data, data.train)
+        self.test = examples(spec, data, data.test)
+        if spec.adapters:  # before anything is trained
+            checked(network(spec.model, data, spec.width, spec.seed, spec.preprocess), spec.lora)
+        total = spec.models * (1 + spec.finetunes + spec.adapters)
+        self.runs = [
+            self.given(spec.weights[i]) if spec.weights else self.run(i, "", i, total)
+            for i in range(spec.models)
+        ]
+        done = iter(range(spec.models, total))
+        self.tuned = [
+            self.run(f, run.manifest["id"], next(done), total)
+            for run in self.runs
+            for f in range(spec.finetunes)
+        ]
+        self.adapters = [
+            self.adapter(run.manifest["id"], j, next(done), total)
+            for run in self.runs
+            for j in range(spec.adapters)
+        ]
+        report("train", total, total)
+        self._projected: dict[tuple[Checkpoint, int], Projected] = {}
+
+    def part(self, at: int, total: int) -> Report:
+        """Progress of the `at`-th of `total` trainings."""
+        return lambda stage, done, of: self.report(stage, at * of + done, total * of)
+
+    def recipe(self, seed: int) -> RunSpec:
+        """How networks are trained, whether the build's own were or are given."""
+        spec = self.spec
+        return replace(
+            self.kind,
+            epochs=spec.epochs,
+            learning_rate=spec.rate,
+            batch=spec.batch_size,
+            seed=seed,
+            snapshots=spec.snapshots,
+            start=spec.start,
+            freeze=spec.freeze,
+            train=spec.train,
+            train_code=code_id(spec.train, "--train"),
+        )
+
+    @property
+    def kind(self) -> RunSpec:
+        """What is said of a network whatever its weights are."""
+        spec = self.spec
+        return RunSpec(
+            data_id=self.data.id,
+            model=spec.model,
+            model_code=code_id(spec.model),
+            width=spec.width,
+            preprocess=spec.preprocess,
+            preprocess_code=code_id(spec.preprocess, "--preprocess"),
+        )
+
+    def given(self, weights_id: str) -> Artifact:
+        """A network that was not trained here: what it says of the images."""
+        run = replace(self.kind, epochs=0, given=weights_id)
+
+        def fill(draft: Draft) -> None:
+            self.said(draft, weights.given(self.store, self.data, run), None)
+
+        return self.store.make("run", content_id(run), fill, asdict(run))
+
+    def run(self, i: int, parent: str, at: int, total: int) -> Artifact:
+        """The i-th trained network, or the i-th short fine-tune on from `parent`."""
+        spec = self.spec
+        run = self.recipe(1000 * (self.seed_of(parent) if parent else spec.seed) + i)
+        if parent:  # by our recipe, whatever the parent was trained by
+            run = replace(run, parent=parent, epochs=spec.finetune_epochs, snapshots=0)
+            run = replace(run, start="", train="", train_code="")
+
+        def fill(draft: Draft) -> None:
+            if parent:
+                fresh = self.network(Checkpoint(run_id=parent))
+            else:
+                fresh = weights.begun(self.store, self.data, run)
+            whole = self.train
+            trained = train(fresh, whole.x_N, whole.target_N, run, self.part(at, total))
+            draft.weights(trained.network.state_dict())
+            for epoch, state in trained.snapshots.items():
+                draft.weights(state, f"weights-{epoch}")
+            self.said(draft, trained.network, trained.belief_NC)
+
+        return self.store.make("run", content_id(run), fill, asdict(run))
+
+    def said(self, draft: Draft, made: torch.nn.Module, belief_NC: np.ndarray | None) -> None:
+        """What a network says of the test images, and said of the training images on its way.
+
+        Where nothing is known of its way, what it says of them at its end.
+        """
+        probs_TC = probabilities(made, self.test.x_N)
+        if not torch.isfinite(probs_TC).all():
+            raise UserError(
+                found="a network whose answer is not a number for some test image",
+                wanted="finite logits",
+                next_step="check its weights and --preprocess",
+            )
+        if belief_NC is not None:
+            draft.array("belief", belief_NC)
+        else:
+            draft.array("train_probs", probabilities(made, self.train.x_N).numpy())
+        draft.array("test_probs", probs_TC.numpy())
+        correct_T = probs_TC.argmax(1) == self.test.target_N
+        draft.note(accuracy=float(correct_T.float().mean()))
+
+    def adapter(self, run_id: str, j: int, at: int, total: int) -> Artifact:
+        """The j-th LoRA adapter on a trained network."""
+        lora, seed = self.spec.lora, 1000 * self.seed_of(run_id) + j
+
+        def fill(draft: Draft) -> None:
+            base = self.network(Checkpoint(run_id=run_id))
+            saved(fitted(base, lora, self.train, seed, self.part(at, total)), draft.place)
+
+        made_by = {"run": run_id, "seed": seed, **asdict(lora)}
+        return self.store.make("adapter", content_id("adapter", made_by), fill, made_by)
+
+    def seed_of(self, run_id: str) -> int:
+        """The seed of one of the networks, from which those of what starts from it follow."""
+        run = next(r.manifest["made_by"] for r in self.runs if r.manifest["id"] == run_id)
+        given = run.get("given", "")
+        return int(given, 16) % 10**6 if given else run["seed"]  # of weights, by what is in them
+
+    @cached_property
+    def checkpoints(self) -> list[Checkpoint]:
+        """The weights that are attributed, those of one network side by side."""
+        if self.tuned:
+            return [Checkpoint(run_id=run.manifest["id"]) for run in self.tuned]
+        if self.adapters:
+            return [
+                Checkpoint(run_id=a.manifest["made_by"]["run"], adapter=a.manifest["id"])
+                for a in self.adapters
+            ]
+        epochs = snapshot_epochs(self.spec.epochs, self.spec.snapshots)
+        return [
+            Checkpoint(run_id=run.manifest["id"], epoch=epoch)
+            for run in self.runs
+            for epoch in epochs or (None,)
+        ]
+
+    def sites_id(self, checkpoint: Checkpoint, draw: int) -> str:
+        # A network without a place for masks has sites all the same.
+        return content_id("sites", checkpoint, self.directions(draw), self.masked)
+
+    @property
+    def masked(self) -> bool:
+        return bool(self.spec.masks)
+
+    def directions(self, draw: int) -> FeatureSpec:
+        return replace(self.spec.features, seed=self.spec.features.seed + draw)
+
+    def sites(self, checkpoint: Checkpoint, draw: int) -> Artifact:
+        """The directions that the gradients of a checkpoint are projected to."""
+
+        def fill(draft: Draft) -> None:
+            whole = projected(
+                self.network(checkpoint), self.train, self.directions(draw), self.masked
+            )
+            draft.bytes_of("directions.safetensors", save_directions(whole))
+            draft.note(
+                sites=[asdict(s) for s in whole.projections],
+                mask_places=whole.mask_places,
+                left_out=whole.left_out,
+                fallback=whole.fallback,
+                coverage=whole.coverage,
+            )
+
+        made_by = {**asdict(checkpoint), **asdict(self.directions(draw))}
+        return self.store.make("sites", self.sites_id(checkpoint, draw), fill, made_by)
+
+    def network(self, checkpoint: Checkpoint) -> torch.nn.Module:
+        return load_network(self.store, self.spec, self.data, checkpoint)
+
+    def projected(self, checkpoint: Checkpoint, draw: int) -> Projected:
+        if (checkpoint, draw) not in self._projected:
+            module, places = self.network(checkpoint), self.sites(checkpoint, draw)
+            self._projected = {(checkpoint, draw): load_projected(module, places)}
+        return self._projected[checkpoint, draw]
+
+    def features(self, member: Member, done: int, total: int) -> Artifact:
+        """One member's features of all training and test examples, for the given labels."""
+        self.report("features", done, total)
+        stored = replace(member, block=0, blocks=1)  # blocks share them
+        sites_id = self.sites(member.checkpoint, member.draw).manifest["id"]
+
+        def fill(draft: Draft) -> None:
+            whole = self.projected(member.checkpoint, member.draw)
+            view = seen(whole, member)
+            for name, some in (("train", self.train), ("test", self.test)):
+                made = block(view, some, whole.projections)
+                finite(made, member)
+                scale = float(made.phi_NK.square().mean().sqrt()) or 1.0
+                draft.array(f"{name}_phi", (made.phi_NK / scale).half().numpy())
+                draft.array(f"{name}_margin", made.margin_N.numpy())
+                draft.note(**{f"{name}_scale": scale})
+
+        name = content_id("features", self.data.id, sites_id, stored)
+        made_by = {"data": self.data.id, "sites": sites_id, **asdict(stored)}
+        return self.store.make("features", name, fill, made_by)
+
+    def margins(self, member: Member) -> Artifact:
+        """One member's margins of the training examples, by forward passes only."""
+        sites_id = self.sites(member.checkpoint, member.draw).manifest["id"]
+
+        def fill(draft: Draft) -> None:
+            view = seen(self.projected(member.checkpoint, member.draw), member)
+            draft.array("train_margin", margins(view, self.train).numpy())
+
+        name = content_id("margins", self.data.id, sites_id, member)
+        return self.store.make("margins", name, fill, {"sites": sites_id, **asdict(member)})
+
+    @cached_property
+    def members(self) -> list[Member]:
+        return strategies.members(self.spec, self.checkpoints)
+
+    @cached_property
+    def blocks(self) -> list[Artifact]:
+        """The features of each member."""
+        members = self.members
+        found = [self.features(m, j, len(members)) for j, m in enumerate(members)]
+        self.report("features", len(members), len(members))
+        return found
+
+    @cached_property
+    def beliefs(self) -> list[Artifact]:
+        """What q is averaged over: the members, or the masks of a forward-only ensemble."""
+        if not self.spec.forward_only:
+            return self.blocks
+        return [self.margins(m) for m in strategies.beliefs(self.spec, self.checkpoints)]
+
+    def index(self) -> Artifact:
+        """The compressed index, and the query vectors of every test example."""
+        members, blocks, beliefs = self.members, self.blocks, self.beliefs
+        predicted_T = self.test_probs().argmax(1)
+        wrong = np.flatnonzero(predicted_T != self.data.test.labels_N)
+        spec = self.spec
+        some = self.test[wrong]
+        second = Examples(some.x_N, some.key_N, torch.from_numpy(predicted_T[wrong]))
+
+        def train_phi(m: int) -> Tensor:
+            return phi_of(blocks[m], "train", members[m], spec.estimator)
+
+        def queries(m: int) -> Tensor:
+            """For the label of every test example, then for the predicted one where it differs."""
+            given = phi_of(blocks[m], "test", members[m], spec.estimator)
+            if not len(wrong):
+                return given
+            whole = self.projected(members[m].checkpoint, members[m].draw)
+            return torch.cat([given, fresh(whole, members[m], second, spec.estimator)])
+
+        def fill(draft: Draft) -> None:
+            member_q_N = mean_q(beliefs)
+            q_N = self.training_q() if spec.estimator.q == "training" else member_q_N
+            made = indexes.compress(
+                len(members), train_phi, queries, q_N,
+                spec.estimator, spec.index_dims, spec.seed, self.report,
+            )  # fmt: skip
+            draft.bytes_of("rows.faiss", indexes.to_bytes(made.rows))
+            draft.array("queries", made.queries_TMd)
+            draft.array("projectors", made.projectors_MKd)
+            draft.array("self_influence", made.self_influence_N)
+            draft.array("q", q_N.numpy())
+            draft.array("member_q", member_q_N.numpy())
+            draft.array("query_tests", np.concatenate([np.arange(len(self.test)), wrong]))
+            draft.array(
+                "query_targets", np.concatenate([self.data.test.labels_N, predicted_T[wrong]])
+            )
+            draft.note(
+                scale=made.scale,
+                projector_scale=made.projector_scale,
+                unit=made.unit,
+                networks=spec.models,
+                spread=self.spread(made, train_phi, q_N),
+            )
+
+        made_by = {
+            "features": [b.manifest["id"] for b in blocks],
+            "members": [[m.block, m.blocks] for m in members],
+            "beliefs": [b.manifest["id"] for b in beliefs],
+            "estimator": asdict(spec.estimator),
+            "dims": spec.index_dims,
+            "predicted": content_id(predicted_T.tolist()),
+            "seed": spec.seed,
+        }
+        return self.store.make("index", content_id("index", made_by), fill, made_by)
+
+    def training_q(self, networks: int | None = None) -> Tensor:
+        """1 - p of the given labels, mean over the epochs and the first networks (all), (N,).
+
+        The first epochs believe little, so the mean is far from the rounding of 1 - p.
+        """
+        if not all(map(was_watched, self.runs[:networks])):
+            raise UserError(
+                found="--q training of networks that said nothing on the way",
+                wanted="what they believed after each epoch",
+                next_step="give --q members, or call after_epoch in the function of --train",
+            )
+        beliefs = [r.array("belief") for r in self.runs[:networks]]
+        belief_NC = np.stack(beliefs).mean(0, dtype=np.float64)
+        given_N = belief_NC[np.arange(len(self.train)), self.data.train.labels_N]
+        return torch.from_numpy(1 - given_N).float()
+
+    def spread(
+        self, made: indexes.Compressed, train_phi: Callable[[int], Tensor], q_N: Tensor
+    ) -> float:
+        """Spread of the members' scores in the index, as a share of the exact one.
+
+        The squeezed vectors understate how much members differ, so error bars are divided by
+        this; measured on the top hits of a sample of test examples.
+        """
+        members, estimator = self.members, self.spec.estimator
+        if len(members) == 1:
+            return 1.0
+        tests = np.linspace(0, len(self.test) - 1, min(SPREAD_QUERIES, len(self.test))).astype(int)
+        hits = [made.search(made.queries_TMd[t], min(SPREAD_HITS, len(q_N))) for t in tests]
+        weight_N = indexes.weights(q_N, torch.from_numpy(made.self_influence_N), estimator)
+        exact_QMH = np.empty((len(tests), len(members), len(hits[0])))
+        for m, member in enumerate(members):
+            phi_NK = train_phi(m)
+            white = whitening(phi_NK, estimator)
+            w_QK = white(phi_of(self.blocks[m], "test", member, estimator)[tests])
+            for j, ids in enumerate(hits):
+                exact_QMH[j, m] = (white(phi_NK[ids]) @ w_QK[j]) * weight_N[ids]
+        squeezed_QMH = np.stack(
+            [made.member_scores(made.queries_TMd[t], i) for t, i in zip(tests, hits, strict=True)]
+        )
+        pair = [spread_of(s_QMH, self.spec.models) for s_QMH in (squeezed_QMH, exact_QMH)]
+        return float(np.clip(np.median(pair[0] / np.maximum(pair[1], 1e-30)), 0.05, 1.0))
+
+    def test_probs(self) -> np.ndarray:
+        """Mean over the networks, float32 (T, C)."""
+        return np.stack([r.array("test_probs") for r in self.runs]).mean(0, dtype=np.float32)
+
+    def serving(self) -> float:
+        """Seconds to featurize one new query by every member, measured."""
+        wholes = {
+            (m.checkpoint, m.draw): self.projected(m.checkpoint, m.draw) for m in self.members
+        }
+        one = self.test[slice(0, 1)]
+        began = time.perf_counter()
+        for member in {replace(m, block=0, blocks=1): None for m in self.members}:
+            fresh(wholes[member.checkpoint, member.draw], member, one, self.spec.estimator)
+        return time.perf_counter() - began
+
+    def flops(self) -> dict[str, float]:
+        """Floating-point operations of training, featurizing and a query, from those of a batch."""
+        spec, count, some = self.spec, len(self.train), self.train[slice(0, 32)]
+
+        def of(work: Callable[[], object]) -> float:
+            with FlopCounterMode(display=False) as counter:
+                work()
+            return counter.get_total_flops() / len(some)
+
+        def step(checkpoint: Checkpoint) -> float:
+            module = self.network(checkpoint)
+            for parameter in attributed(module):
+                parameter.requires_grad_()
+            return of(lambda: cross_entropy(module(some.x_N), some.target_N).backward())
+
+        member = self.members[0]
+        whole = self.projected(member.checkpoint, member.draw)
+        each = of(lambda: block(seen(whole, member), some, whole.projections))
+        stored = len(unique(self.blocks))
+        plain = Checkpoint(run_id=self.runs[0].manifest["id"])
+        epochs = (0 if spec.weights else spec.epochs) + spec.finetunes * spec.finetune_epochs
+        training = epochs * step(plain)
+        if spec.adapters:
+            passes = spec.adapters * spec.lora.epochs * spec.lora.share
+            training += passes * step(self.checkpoints[0])
+        return {
+            "train": spec.models * count * training,
+            "features": stored * each * (count + len(self.test)),
+            "query": stored * each,
+        }
+
+    def summarise(self, draft: Draft, build_id: str, index: Artifact, beside: str) -> None:
+        """The build's summary, and what it is made of."""
+        spec, data = self.spec, self.data
+        members, blocks = self.members, unique(self.blocks)
+        pairs = dict.fromkeys((m.checkpoint, m.draw) for m in members)
+        places = [self.sites(checkpoint, draw) for checkpoint, draw in pairs]
+        margins = unique(self.beliefs) if spec.forward_only else []
+        runs = [*self.runs, *self.tuned]
+        probs_TC = self.test_probs()
+        correct_T = probs_TC.argmax(1) == data.test.labels_N
+        draft.array("test_probs", probs_TC)
+        draft.note(
+            members=[asdict(m) for m in members],
+            features=[b.manifest["id"] for b in self.blocks],
+            recipe=asdict(self.recipe(spec.seed)),
+            networks=[r.manifest["id"] for r in self.runs],
+            parts={
+                "data": [data.id],
+                "runs": [r.manifest["id"] for r in runs],
+                "adapters": [a.manifest["id"] for a in self.adapters],
+                "weights": list(dict.fromkeys([*spec.weights, *filter(None, [spec.start])])),
+                "sites": [p.manifest["id"] for p in places],
+                "features": [b.manifest["id"] for b in blocks],
+                "margins": [m.manifest["id"] for m in margins],
+                "index": [index.manifest["id"]],
+            },
+            summary={
+                "build": build_id,
+                "beside": beside,
+                "data": spec.data.name,
+                "noise": spec.data.noise,
+                "model": spec.model,
+                "strategy": spec.strategy,
+                "ensemble": strategies.words(spec),
+                "models": spec.models,
+                "masks": spec.masks,
+                "estimator": spec.estimator.name,
+                "members": len(members),
+                "train": len(data.train),
+                "test": len(data.test),
+                "accuracy": float(correct_T.mean()),
+                "coverage": min(p.manifest["coverage"] for p in places),
+                "left_out": list(places[0].manifest["left_out"]),
+                "fallback": list(places[0].manifest["fallback"]),
+                "given": len(spec.weights),
+                "fresh": list(weights.left_fresh(self.store, data, self.recipe(spec.seed))),
+                "seconds": {
+                    "train": seconds([*runs, *self.adapters]),
+                    "basis": seconds(places),
+                    "features": seconds([*blocks, *margins]),
+                    "fit": seconds([index]),
+                    "query": round(self.serving(), 4),
+                },
+                "flops": self.flops(),
+                "bytes": {
+                    "checkpoints": sum(
+                        a.size
+                        for a in [
+                            *runs,
+                            *self.adapters,
+                            *(weights.artifact_of(self.store, w) for w in spec.weights),
+                        ]
+                    ),
+                    "features": sum(b.size for b in [*blocks, *margins]),
+                    "index": index.manifest["files"]["rows.faiss"]["bytes"],
+                    "queries": index.size - index.manifest["files"]["rows.faiss"]["bytes"],
+                },
+                "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+                "created": draft.created,
+                "spec": asdict(spec),
+            },
+        )
+
+
+def examples(spec: BuildSpec, data: Dataset, split: Split) -> Examples:
+    return Examples(
+        inputs(spec.model, data, split.images, spec.preprocess),
+        torch.from_numpy(example_keys(split.ids).copy()),
+        torch.from_numpy(split.labels_N),
+    )
+
+
+def finite(made: Block, member: Member) -> None:
+    if not (torch.isfinite(made.phi_NK).all() and torch.isfinite(made.margin_N).all()):
+        raise UserError(
+            found=f"a gradient that is not a number in network {member.checkpoint.run_id}",
+            wanted="finite gradients for every example",
+            next_step="train it again with another --seed, or choose another --model",
+        )
+
+
+def save_directions(whole: Projected) -> bytes:
+    named = {
+        f"{s}.{j}": tensor.contiguous()
+        for s, directions in enumerate(whole.projections.values())
+        for j, tensor in enumerate(directions)
+    }
+    return save(named)
+
+
+def spec_from(fields: dict[str, Any]) -> BuildSpec:
+    """The spec that `asdict` wrote."""
+    blank = BuildSpec()
+    parts = {
+        name: replace(getattr(blank, name), **fields[name])
+        for name in ("data", "features", "estimator", "lora")
+    }
+    parts["lora"] = replace(parts["lora"], targets=tuple(parts["lora"].targets))
+    return BuildSpec(**{**fields, **parts, "weights": tuple(fields.get("weights", ()))})

@@ -1,0 +1,139 @@
+"""What a build was made of, read back from the store: networks, directions, features."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load
+from torch import Tensor
+
+from . import weights
+from .adapters import loaded
+from .data import Dataset
+from .estimators import asked, q, whitening
+from .features import Examples, Projected, block
+from .gradients import Site
+from .members import View
+from .models import frozen_below, network
+from .records import BuildSpec, Checkpoint, EstimatorSpec, Member, RunSpec, UserError
+from .store import Artifact, Store
+
+
+def phi_of(features: Artifact, split: str, member: Member, estimator: EstimatorSpec) -> Tensor:
+    """Stored features as the estimator takes them, float32 (N, K)."""
+    half = features.array(f"{split}_phi", memory_map=True)
+    half = half[:, columns(member, half.shape[1])]
+    phi_NK = torch.from_numpy(half.astype(np.float32)) * features.manifest[f"{split}_scale"]
+    return asked(phi_NK, torch.from_numpy(features.array(f"{split}_margin")), estimator)
+
+
+def whitened(
+    members: Iterable[Member], blocks: Iterable[Artifact], estimator: EstimatorSpec
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Exact vectors of the training and the test examples, (N, K) and (T, K), by member."""
+    for member, features in zip(members, blocks, strict=True):
+        phi_NK = phi_of(features, "train", member, estimator)
+        white = whitening(phi_NK, estimator)
+        yield white(phi_NK), white(phi_of(features, "test", member, estimator))
+
+
+def columns(member: Member, K: int) -> slice:
+    """The features of a member's block, as many in each."""
+    return slice(member.block, K // member.blocks * member.blocks, member.blocks)
+
+
+def fresh(whole: Projected, member: Member, some: Examples, estimator: EstimatorSpec) -> Tensor:
+    """Features (N, K) of examples that are not stored, as `phi_of` gives them."""
+    made = block(seen(whole, member), some, whole.projections)
+    phi_NK = made.phi_NK[:, columns(member, made.phi_NK.shape[1])]
+    return asked(phi_NK, made.margin_N, estimator)
+
+
+def seen(whole: Projected, member: Member) -> View:
+    return whole.view(member.mask, member.p, member.shared)
+
+
+def recipe(store: Store, build: Artifact) -> RunSpec:
+    """How the networks of a build were trained; the seed is the first one's."""
+    if "recipe" in build.manifest:
+        return RunSpec(**build.manifest["recipe"])
+    return RunSpec(**found(store, "run", build.manifest["networks"][0]).manifest["made_by"])
+
+
+def was_watched(run: Artifact) -> bool:
+    """Whether a network said what it believed while it was trained."""
+    return "belief.npy" in run.manifest["files"]
+
+
+def facts(artifact: Artifact) -> dict[str, Any]:
+    """Which artifact it is, and how large."""
+    kind, name = artifact.manifest["kind"], artifact.manifest["id"]
+    return {"kind": kind, "id": name, "bytes": artifact.size}
+
+
+def unique(artifacts: Iterable[Artifact]) -> list[Artifact]:
+    return list({a.manifest["id"]: a for a in artifacts}.values())
+
+
+def mean_q(blocks: list[Artifact]) -> Tensor:
+    """The ensemble's mean 1 - p of the given labels, (N,)."""
+    return torch.stack([q(torch.from_numpy(b.array("train_margin"))) for b in blocks]).mean(0)
+
+
+def load_projected(module: torch.nn.Module, sites: Artifact) -> Projected:
+    named = load(sites.bytes_of("directions.safetensors"))
+    projections = {}
+    for s, fields in enumerate(sites.manifest["sites"]):
+        site = Site(**{**fields, "parameters": tuple(fields["parameters"])})
+        projections[site] = tuple(named[f"{s}.{j}"] for j in range(1 + site.factorised))
+    return Projected(
+        module,
+        tuple(sites.manifest["mask_places"]),
+        projections,
+        tuple(sites.manifest["left_out"]),
+    )
+
+
+def load_network(
+    store: Store, spec: BuildSpec, data: Dataset, checkpoint: Checkpoint
+) -> torch.nn.Module:
+    """The network with the weights of a checkpoint, in evaluation mode."""
+    run = found(store, "run", checkpoint.run_id)
+    made_by = RunSpec(**run.manifest["made_by"])
+    weights.unedited(replace(made_by, train=""))
+    if made_by.given:
+        module = weights.given(store, data, made_by)
+    else:
+        module = network(spec.model, data, spec.width, 0, spec.preprocess)
+        name = "weights" if checkpoint.epoch is None else f"weights-{checkpoint.epoch}"
+        module.load_state_dict(run.weights(name))
+    if spec.freeze:
+        module = frozen_below(module, spec.model, len(data.classes))
+    if checkpoint.adapter:
+        adapter = found(store, "adapter", checkpoint.adapter)
+        for file in adapter.manifest["files"]:
+            adapter.file(file)  # checksums, before peft reads them
+        module = loaded(module, adapter.place)
+    return module.eval()
+
+
+def found(store: Store, kind: str, name: str) -> Artifact:
+    artifact = store.find(kind, name)
+    if artifact is None:
+        raise UserError(
+            found=f"no {kind} {name}",
+            wanted="every part that the build was made of",
+            next_step="run the same `build` again, which makes what is missing",
+        )
+    return artifact
+
+
+def member_from(fields: dict[str, Any]) -> Member:
+    """The member that `asdict` wrote."""
+    return Member(**{**fields, "checkpoint": Checkpoint(**fields["checkpoint"])})
+
+
+def seconds(artifacts: Iterable[Artifact]) -> float:
+    return round(sum(a.manifest["seconds"] for a in artifacts), 3)
