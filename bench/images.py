@@ -45,18 +45,11 @@ def cifar2(cifar10: Path) -> dict[str, np.ndarray]:
 
 
 def cifar10_start(cifar10: Path, train: int, test: int) -> dict[str, np.ndarray]:
-    """The first images of CIFAR-10 in the folder `cifar10`, as `attribution.data.DATASETS` has it.
-
-    All from its training half, which a folder of few files has for certain.
-    """
-    images, labels_N = _read(cifar10, "train", train + test)
-    return {
-        "train_images": images[:train],
-        "train_labels": labels_N[:train],
-        "test_images": images[train:],
-        "test_labels": labels_N[train:],
-        "classes": np.array(CIFAR10),
-    }
+    """The first images of CIFAR-10's halves in the folder `cifar10`, as `DATASETS` has it."""
+    found: dict[str, np.ndarray] = {"classes": np.array(CIFAR10)}
+    for half, count in (("train", train), ("test", test)):
+        found[f"{half}_images"], found[f"{half}_labels"] = _read(cifar10, half, count)
+    return found
 
 
 def _read(cifar10: Path, half: str, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
