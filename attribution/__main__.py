@@ -36,6 +36,7 @@ from .records import (
     known,
     within,
 )
+from .remote import VARIABLE
 
 app = typer.Typer(
     name="attribution",
@@ -47,6 +48,22 @@ app = typer.Typer(
 USAGE = cast(type[typer.BadParameter], typer.BadParameter.__base__)
 errors = Console(stderr=True)
 out = Console(markup=False)  # a class may be called [b]
+
+
+@app.callback()
+def before_any(
+    remote: Annotated[
+        str,
+        typer.Option(
+            envvar=VARIABLE,
+            help="Object storage that the cache is a mirror of: s3://BUCKET/PREFIX or another URL "
+            "of fsspec's.",
+        ),
+    ] = "",
+) -> None:
+    """What goes before any command."""
+    os.environ[VARIABLE] = remote  # for the app and for jobs, which are processes of their own
+
 
 Cache = Annotated[Path, typer.Option("--cache", help="Folder of computed artifacts.")]
 AsJson = Annotated[
@@ -505,6 +522,9 @@ def delete(
     build_id: BuildId,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would go.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
+    everywhere: Annotated[
+        bool, typer.Option("--everywhere", help="On the remote too, for all who use it.")
+    ] = False,
     workspace: Workspace = None,
     cache: Cache = CACHE,
     as_json: AsJson = False,
@@ -513,7 +533,7 @@ def delete(
     from .stored import facts
 
     engine = open_engine(cache, workspace)
-    rows = [facts(artifact) for artifact in engine.removal(build_id)]
+    rows = [facts(artifact) for artifact in engine.removal(build_id, everywhere)]
     size = sum(r["bytes"] for r in rows)
     if not (as_json or (yes and not dry_run)):
         kinds = {
@@ -536,10 +556,12 @@ def delete(
                 next_step="give --yes to delete it, or --dry-run to see what would go",
             )
         typer.confirm(f"Delete {size / 1e6:.1f} MB for good?", abort=True, err=True)
-    engine.delete(build_id)
+    engine.delete(build_id, everywhere)
     if as_json:
         return show_json({"build": build_id, "deleted": True, "artifacts": rows})
     out.print(f"Build {build_id} is deleted, {size / 1e6:.1f} MB.")
+    if engine.remote and not everywhere:
+        out.print(f"{engine.remote} keeps it, if it had it: --everywhere deletes it there too.")
     return None
 
 
@@ -1317,7 +1339,7 @@ def open_engine(cache: Path, workspace: Path | None = None) -> Any:
         raise UserError(
             found=f"{cache} is a file", wanted="a folder", next_step="choose another --cache"
         )
-    return Engine(cache, workspace)
+    return Engine(cache, workspace, os.environ.get(VARIABLE, ""))
 
 
 def restated(accuracy: Any) -> dict[str, Any]:
