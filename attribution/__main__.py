@@ -566,6 +566,77 @@ def delete(
 
 
 @app.command()
+def doctor(
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="Remove what is damaged or left over; builds make it again."),
+    ] = False,
+    workspace: Workspace = None,
+    cache: Cache = CACHE,
+    as_json: AsJson = False,
+) -> None:
+    """Check libraries, disk, every artifact, jobs, decisions and notes. Exit 1 where trouble is.
+
+    Decisions and notes are only looked at, never changed.
+    """
+    from .doctor import examine
+
+    found = []
+    with progress() as report:
+        for one in examine(open_engine(cache, workspace), repair, report):
+            found.append(one)
+            if not as_json:
+                mark = "mended" if one.done else "trouble" if one.trouble else "fine"
+                say(f"{mark:8} {one.about:12} {one.said} {one.done}".rstrip())
+    left = sum(one.open for one in found)
+    if as_json:
+        show_json({"healthy": not left, "findings": [asdict(one) for one in found]})
+    elif any(one.open and one.about != "environment" for one in found) and not repair:
+        out.print("`--repair` removes what is damaged or left over.")
+    if left:
+        raise typer.Exit(1)
+
+
+@app.command()
+def gc(
+    yes: Annotated[bool, typer.Option("--yes", help="Remove without asking.")] = False,
+    workspace: Workspace = None,
+    cache: Cache = CACHE,
+    as_json: AsJson = False,
+) -> None:
+    """Remove what nothing refers to: parts of no build, uploads that nobody read.
+
+    It is shown first. What decisions are on stays, and so does what is younger than an hour.
+    """
+    from .gc import collect, unused
+
+    engine = open_engine(cache, workspace)
+    found = unused(engine)
+    rows = found.rows
+    size = sum(row["bytes"] for row in rows)
+    asked = sys.stdin.isatty() and errors.is_terminal
+    if not as_json and rows:
+        table = Table("kind", "id", "size")
+        for row in rows:
+            table.add_row(row["kind"], printable(row["id"]), f"{row['bytes'] / 1e6:.1f} MB")
+        out.print(table)
+    if rows and not yes and asked and not as_json:
+        typer.confirm(f"Remove {size / 1e6:.1f} MB for good?", abort=True, err=True)
+        yes = True
+    if yes:
+        collect(engine, found)
+    if as_json:
+        return show_json({"removed": yes, "bytes": size, "unused": rows})
+    if not rows:
+        out.print("Everything is referred to: nothing to remove.")
+    elif yes:
+        out.print(f"{size / 1e6:.1f} MB are removed.")
+    else:
+        out.print(f"{size / 1e6:.1f} MB could go; nothing was removed: --yes removes it.")
+    return None
+
+
+@app.command()
 def query(
     build_id: BuildId,
     test_id: Annotated[int, typer.Argument(help="Position in the test set.")],

@@ -8,6 +8,7 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from io import BufferedIOBase
 from pathlib import Path
@@ -669,6 +670,14 @@ class Engine:
             if labels[some.id].decisions:
                 told[name] = labels[some.id].accuracy(probs_TC.argmax(1))
         return told
+
+    def known_data(self) -> set[str]:
+        """Ids under which decisions may be: the data in the cache, test halves of the builds."""
+        known = {a.manifest["id"] for a in self.store.all("data")}
+        for summary in self.builds():
+            with suppress(UserError):  # of damaged data
+                known.add(self._half_of(spec_from(summary["spec"]).data).id)
+        return known
 
     def _half_of(self, spec: DataSpec) -> testlabels.Half:
         return recalled(

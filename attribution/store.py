@@ -26,13 +26,14 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save
 
 from .records import FORMAT, UserError
 from .remote import MANIFEST, Remote, stored
 
 OWN = ("reading",)  # of this machine's paths: never on a remote
+BESIDE = ("locks", "jobs", "logs", "downloads")  # folders of the cache that hold no artifacts
 REBUILD = "remove that folder and run the same `build` again, which makes what is missing"
 
 
@@ -69,6 +70,11 @@ class Artifact:
                 raise damaged(path, "a missing file" if found is None else "another checksum")
             self.verified.add(name)
         return path
+
+    @property
+    def kind(self) -> str:
+        """What its folder is in; of a manifest, notes of its own may have taken that word."""
+        return self.place.parent.name
 
     @property
     def here(self) -> bool:
@@ -175,7 +181,7 @@ class Store:
             and {"bytes", "sha256"} <= set(facts)
             for file, facts in manifest["files"].items()
         )
-        if (manifest.get("kind"), manifest.get("id")) != (kind, name) or not plain:
+        if manifest.get("id") != name or not plain:
             raise damaged(self.remote.at(kind, name), "the manifest of something else")
         return manifest
 
@@ -295,11 +301,11 @@ class Store:
     @contextmanager
     def _writing(self, kind: str, name: str) -> Iterator[Path]:
         """Where an artifact belongs, and the lock to write it; what killed writers left is gone."""
-        place, locks = self.root / kind / name, self.root / "locks"
+        place, lock = self.root / kind / name, self._lock(kind, name)
         with writable(self.root):
             place.parent.mkdir(parents=True, exist_ok=True)
-            locks.mkdir(exist_ok=True)
-            with FileLock(locks / f"{kind}-{name}.lock"):
+            lock.parent.mkdir(exist_ok=True)
+            with FileLock(lock):
                 sweep(place.parent, name)
                 yield place
 
@@ -316,6 +322,35 @@ class Store:
                 _flush(path)
             whole.rename(place)
         _flush(place.parent)
+
+    def names(self) -> list[tuple[str, str]]:
+        """Kind and name of every artifact in the cache, damaged ones too."""
+        kinds = [p for p in folders(self.root) if p.name not in BESIDE]
+        return sorted((k.name, p.name) for k in kinds for p in folders(k) if is_id(p.name))
+
+    def check(self, kind: str, name: str) -> None:
+        """Read an artifact of the cache whole. Raises `UserError` for the first thing damaged."""
+        place = self.root / kind / name
+        made = Artifact(place, _read(place / MANIFEST), set())
+        for file in made.manifest["files"]:
+            made.file(file)
+
+    def abandoned(self) -> list[tuple[str, str]]:
+        """Kind and name of what a killed writer left in the cache; no reader sees it."""
+        left = [(p.parent.name, p.name[1:13]) for p in self.root.glob("*/.*-*") if p.is_dir()]
+        return sorted({(k, n) for k, n in left if is_id(n) and free(self._lock(k, n))})
+
+    def sweep(self, kind: str, name: str) -> None:
+        """Remove what killed writers of an artifact left."""
+        with self._writing(kind, name):
+            pass
+
+    def writing(self) -> list[str]:
+        """What some process is writing now."""
+        return sorted(p.stem for p in (self.root / "locks").glob("*.lock") if not free(p))
+
+    def _lock(self, kind: str, name: str) -> Path:
+        return self.root / "locks" / f"{kind}-{name}.lock"
 
     @contextmanager
     def scratch(self) -> Iterator[BinaryIO]:
@@ -364,6 +399,28 @@ def sweep(folder: Path, name: str) -> None:
     """Remove what a killed writer of `name` left; its lock is held, so nobody writes it now."""
     for left in folder.glob(f".{name}-*"):
         shutil.rmtree(left, ignore_errors=True)
+
+
+def folders(place: Path) -> list[Path]:
+    return [p for p in place.iterdir() if p.is_dir()] if place.is_dir() else []
+
+
+def free(lock: Path) -> bool:
+    """Whether nobody holds a lock now. Those of dead processes are free: the system sees to it."""
+    if not lock.exists():
+        return True
+    try:
+        with FileLock(lock, timeout=0):
+            return True
+    except Timeout:
+        return False
+
+
+def may_write(folder: Path, what: str) -> None:
+    """Raise `UserError` where a folder that is there cannot be written."""
+    if folder.exists():
+        with writable(folder, what), tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(4096))
 
 
 def is_id(name: str) -> bool:

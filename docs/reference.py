@@ -40,7 +40,7 @@ def page() -> str:
         "## Command line",
         "`python -m attribution COMMAND`. Each has `--help`; most have `--json`, `--cache` (folder "
         "of computed artifacts) and, where decisions count, `--workspace` (folder of "
-        "`decisions.sqlite`). Before any command, `--remote URL` (or `PROBABLE_CAUSE_REMOTE` in the "
+        "`decisions.sqlite`). Before any command, `--remote URL` (or PROBABLE_CAUSE_REMOTE in the "
         "environment) names object storage that the cache is a mirror of ([storage]"
         "(guides/storage.md)).",
         *commands(),

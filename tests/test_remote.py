@@ -5,6 +5,7 @@ Against a real S3 API on loopback (moto's server), whose clients are killed for 
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -19,10 +20,12 @@ import pytest
 import s3fs
 from conftest import Tiny
 from moto.server import ThreadedMotoServer
+from PIL import Image
 
 from attribution import store as stores
+from attribution.data import dataset
 from attribution.engine import Engine
-from attribution.records import UserError
+from attribution.records import ReadSpec, UserError
 from attribution.remote import VARIABLE, Remote, stored
 from attribution.store import Draft, Store
 
@@ -212,6 +215,23 @@ def test_a_build_is_opened_from_an_empty_cache_and_nothing_is_trained(
     assert not second.notes.all()
 
 
+def test_a_persons_own_pictures_are_read_without_their_files(tmp_path, url):
+    for n in range(12):
+        path = tmp_path / "pictures" / "ab"[n % 2] / f"{n}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8), 20 * n, np.uint8)).save(path)
+    first = Engine(tmp_path / "one", tmp_path, url)
+    spec = first.read(str(tmp_path / "pictures"), ReadSpec(size=8))
+    wanted = dataset(first.store, spec)
+    shutil.rmtree(tmp_path / "pictures")
+    second = Engine(tmp_path / "two", tmp_path, url)
+    assert second.read(spec.pixels) == spec
+    found = dataset(second.store, spec)
+    assert found.train.ids == wanted.train.ids and found.classes == wanted.classes
+    np.testing.assert_array_equal(found.train.images, wanted.train.images)
+    assert not (tmp_path / "two" / "reading").exists()
+
+
 # Damage.
 
 
@@ -259,7 +279,7 @@ def test_a_strangers_manifest_leads_nowhere(tmp_path, s3, url, file):
     s3.pipe_file(f"{url}/run/{NAME}/manifest.json", stores._sealed(manifest).encode())
     with pytest.raises(UserError, match="the manifest of something else"):
         at(tmp_path / "cache", url).find("run", NAME)
-    manifest["files"].pop(file)
+    manifest["files"].pop(file)  # and what is left is another's
     s3.pipe_file(f"{url}/run/{OTHER}/manifest.json", stores._sealed(manifest).encode())
     with pytest.raises(UserError, match="the manifest of something else"):
         at(tmp_path / "cache", url).find("run", OTHER)
