@@ -64,8 +64,12 @@ def url(s3, request) -> str:
     return f"s3://{BUCKET}/{abs(hash(request.node.nodeid))}"
 
 
-def at(root: Path, url: str, **options: float) -> Store:
-    return Store(root, Remote(url, **{"fresh": 0.0, **options}))
+def at(root: Path, url: str | Remote, **options: float) -> Store:
+    return Store(root, remote(url, **options) if isinstance(url, str) else url)
+
+
+def remote(url: str, **options: float) -> Remote:
+    return Remote(url, **{"fresh": 0.0, **options})
 
 
 def fill(draft: Draft) -> None:
@@ -248,41 +252,44 @@ def told(error: UserError) -> str:
 
 
 def test_a_flipped_byte_is_named_not_put_in_place_and_made_again(tmp_path, s3, url):
-    at(tmp_path / "one", url).make("run", NAME, fill, {})
+    there = remote(url)
+    at(tmp_path / "one", there).make("run", NAME, fill, {})
     for path in [path for path in objects(s3, url) if not path.endswith("manifest.json")]:
         before = s3.cat_file(f"{url}/{path}")
         flip(s3, f"{url}/{path}")
         cache = tmp_path / Path(path).name
         with pytest.raises(UserError) as raised:
-            at(cache, url).find("run", NAME).array("rows")
+            at(cache, there).find("run", NAME).array("rows")
         assert f"{url}/{path} is damaged" in told(raised.value)
         assert files(cache) == {}
         s3.pipe_file(f"{url}/{path}", before)
     s3.rm(f"{url}/{path}")
     with pytest.raises(UserError, match="a missing file"):
-        at(tmp_path / "none", url).find("run", NAME).array("rows")
+        at(tmp_path / "none", there).find("run", NAME).array("rows")
     flip(s3, f"{url}/run/{NAME}/manifest.json")
     with pytest.raises(UserError, match="no readable manifest") as raised:
-        at(tmp_path / "none", url).find("run", NAME)
+        at(tmp_path / "none", there).find("run", NAME)
     assert f"{url}/run/{NAME}/manifest.json" in told(raised.value)
-    assert at(tmp_path / "none", url).all("run") == []
-    at(tmp_path / "two", url).make("run", NAME, fill, {})  # which mends it
-    np.testing.assert_array_equal(at(tmp_path / "none", url).find("run", NAME).array("rows"), ROWS)
+    assert at(tmp_path / "none", there).all("run") == []
+    at(tmp_path / "two", there).make("run", NAME, fill, {})  # which mends it
+    np.testing.assert_array_equal(
+        at(tmp_path / "none", there).find("run", NAME).array("rows"), ROWS
+    )
 
 
-@pytest.mark.parametrize("file", ["../../../away", "/tmp/away", "manifest.json", "a/b", "..", ""])
-def test_a_strangers_manifest_leads_nowhere(tmp_path, s3, url, file):
+def test_a_strangers_manifest_leads_nowhere(tmp_path, s3, url):
     made = Store(tmp_path / "one").make("run", NAME, fill, {})
     manifest = json.loads((made.place / "manifest.json").read_text())
     del manifest["sha256"]
-    manifest["files"][file] = manifest["files"]["words.bin"]
-    s3.pipe_file(f"{url}/run/{NAME}/manifest.json", stores._sealed(manifest).encode())
-    with pytest.raises(UserError, match="the manifest of something else"):
-        at(tmp_path / "cache", url).find("run", NAME)
-    manifest["files"].pop(file)  # and what is left is another's
+    store, facts = at(tmp_path / "cache", url), manifest["files"]["words.bin"]
+    for file in ("../../../away", "/tmp/away", "manifest.json", "a/b", "..", ""):
+        strange = {**manifest, "files": {**manifest["files"], file: facts}}
+        s3.pipe_file(f"{url}/run/{NAME}/manifest.json", stores._sealed(strange).encode())
+        with pytest.raises(UserError, match="the manifest of something else"):
+            store.find("run", NAME)
     s3.pipe_file(f"{url}/run/{OTHER}/manifest.json", stores._sealed(manifest).encode())
     with pytest.raises(UserError, match="the manifest of something else"):
-        at(tmp_path / "cache", url).find("run", OTHER)
+        store.find("run", OTHER)
     assert files(tmp_path / "cache") == {}
 
 
@@ -340,9 +347,13 @@ class Toll:
 WORK = """
 import sys
 from pathlib import Path
-from test_remote import many
+import numpy as np
 from attribution.remote import Remote
 from attribution.store import Store
+
+def many(draft):
+    for n in range(6):
+        draft.array(f"rows-{n}", np.full(200_000, n, np.uint8))
 
 root, url, name = sys.argv[1:]
 Store(Path(root), Remote(url)).make("run", name, many, {}).array("rows-5")
@@ -356,12 +367,10 @@ def many(draft: Draft) -> None:
 
 def killed_midway(root: Path, url: str, endpoint: str, up: bool) -> None:
     """A process that makes or reads an artifact of 1.2 MB, killed when half of it went over."""
-    here = Path(__file__).parent
     with Toll(endpoint, up, 700_000) as toll:
-        path = os.pathsep.join([str(here.parent), str(here)])
-        env = {**os.environ, "AWS_ENDPOINT_URL": toll.address, "PYTHONPATH": path}
+        env = {**os.environ, "AWS_ENDPOINT_URL": toll.address}
         words = [sys.executable, "-c", WORK, str(root), url, NAME]
-        process = subprocess.Popen(words, env=env)
+        process = subprocess.Popen(words, env=env, cwd=Path(__file__).parents[1])
         assert toll.reached.wait(200)
         process.kill()
         assert process.wait() == -9
@@ -397,14 +406,17 @@ def test_a_download_killed_midway_leaves_nothing_that_is_read_and_goes_on(
 
 
 def refused(root: Path, url: str, *words: str, **options: float) -> None:
-    """Finding, listing and making say it alike."""
+    """Finding, listing and making say it alike, or it is said before any of them."""
+    there: list[Remote] = []
+    with suppress(UserError):
+        there.append(remote(url, **options))
     for act in (
         lambda store: store.find("run", NAME),
         lambda store: store.all("run"),
         lambda store: store.make("run", NAME, fill, {}),
     ):
         with pytest.raises(UserError) as raised:
-            act(at(root, url, **options))
+            act(at(root, *(there or [url]), **options))
         for word in words:
             assert word in told(raised.value)
 
