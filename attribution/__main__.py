@@ -36,6 +36,7 @@ from .records import (
     known,
     within,
 )
+from .remote import VARIABLE
 
 app = typer.Typer(
     name="attribution",
@@ -47,6 +48,22 @@ app = typer.Typer(
 USAGE = cast(type[typer.BadParameter], typer.BadParameter.__base__)
 errors = Console(stderr=True)
 out = Console(markup=False)  # a class may be called [b]
+
+
+@app.callback()
+def before_any(
+    remote: Annotated[
+        str,
+        typer.Option(
+            envvar=VARIABLE,
+            help="Object storage that the cache is a mirror of: s3://BUCKET/PREFIX or another URL "
+            "of fsspec's.",
+        ),
+    ] = "",
+) -> None:
+    """What goes before any command."""
+    os.environ[VARIABLE] = remote  # for the app and for jobs, which are processes of their own
+
 
 Cache = Annotated[Path, typer.Option("--cache", help="Folder of computed artifacts.")]
 AsJson = Annotated[
@@ -505,6 +522,9 @@ def delete(
     build_id: BuildId,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would go.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
+    everywhere: Annotated[
+        bool, typer.Option("--everywhere", help="On the remote too, for all who use it.")
+    ] = False,
     workspace: Workspace = None,
     cache: Cache = CACHE,
     as_json: AsJson = False,
@@ -513,7 +533,7 @@ def delete(
     from .stored import facts
 
     engine = open_engine(cache, workspace)
-    rows = [facts(artifact) for artifact in engine.removal(build_id)]
+    rows = [facts(artifact) for artifact in engine.removal(build_id, everywhere)]
     size = sum(r["bytes"] for r in rows)
     if not (as_json or (yes and not dry_run)):
         kinds = {
@@ -536,10 +556,83 @@ def delete(
                 next_step="give --yes to delete it, or --dry-run to see what would go",
             )
         typer.confirm(f"Delete {size / 1e6:.1f} MB for good?", abort=True, err=True)
-    engine.delete(build_id)
+    engine.delete(build_id, everywhere)
     if as_json:
         return show_json({"build": build_id, "deleted": True, "artifacts": rows})
     out.print(f"Build {build_id} is deleted, {size / 1e6:.1f} MB.")
+    if engine.remote and not everywhere:
+        out.print(f"{engine.remote} keeps it, if it had it: --everywhere deletes it there too.")
+    return None
+
+
+@app.command()
+def doctor(
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="Remove what is damaged or left over; builds make it again."),
+    ] = False,
+    workspace: Workspace = None,
+    cache: Cache = CACHE,
+    as_json: AsJson = False,
+) -> None:
+    """Check libraries, disk, every artifact, jobs, decisions and notes. Exit 1 where trouble is.
+
+    Decisions and notes are only looked at, never changed.
+    """
+    from .doctor import examine
+
+    found = []
+    with progress() as report:
+        for one in examine(open_engine(cache, workspace), repair, report):
+            found.append(one)
+            if not as_json:
+                mark = "mended" if one.done else "trouble" if one.trouble else "fine"
+                say(f"{mark:8} {one.about:12} {one.said} {one.done}".rstrip())
+    left = sum(one.open for one in found)
+    if as_json:
+        show_json({"healthy": not left, "findings": [asdict(one) for one in found]})
+    elif any(one.open and one.about != "environment" for one in found) and not repair:
+        out.print("`--repair` removes what is damaged or left over.")
+    if left:
+        raise typer.Exit(1)
+
+
+@app.command()
+def gc(
+    yes: Annotated[bool, typer.Option("--yes", help="Remove without asking.")] = False,
+    workspace: Workspace = None,
+    cache: Cache = CACHE,
+    as_json: AsJson = False,
+) -> None:
+    """Remove what nothing refers to: parts of no build, uploads that nobody read.
+
+    It is shown first. What decisions are on stays, and so does what is younger than an hour.
+    """
+    from .gc import collect, unused
+
+    engine = open_engine(cache, workspace)
+    found = unused(engine)
+    rows = found.rows
+    size = sum(row["bytes"] for row in rows)
+    asked = sys.stdin.isatty() and errors.is_terminal
+    if not as_json and rows:
+        table = Table("kind", "id", "size")
+        for row in rows:
+            table.add_row(row["kind"], printable(row["id"]), f"{row['bytes'] / 1e6:.1f} MB")
+        out.print(table)
+    if rows and not yes and asked and not as_json:
+        typer.confirm(f"Remove {size / 1e6:.1f} MB for good?", abort=True, err=True)
+        yes = True
+    if yes:
+        collect(engine, found)
+    if as_json:
+        return show_json({"removed": yes, "bytes": size, "unused": rows})
+    if not rows:
+        out.print("Everything is referred to: nothing to remove.")
+    elif yes:
+        out.print(f"{size / 1e6:.1f} MB are removed.")
+    else:
+        out.print(f"{size / 1e6:.1f} MB could go; nothing was removed: --yes removes it.")
     return None
 
 
@@ -1317,7 +1410,7 @@ def open_engine(cache: Path, workspace: Path | None = None) -> Any:
         raise UserError(
             found=f"{cache} is a file", wanted="a folder", next_step="choose another --cache"
         )
-    return Engine(cache, workspace)
+    return Engine(cache, workspace, os.environ.get(VARIABLE, ""))
 
 
 def restated(accuracy: Any) -> dict[str, Any]:

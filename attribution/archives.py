@@ -32,7 +32,7 @@ from filelock import FileLock
 from .pictures import ENDINGS
 from .records import Report, UserError, silent
 from .sources import IDX, TEST, TRAIN, said, told
-from .store import sweep, writable
+from .store import free, sweep, writable
 
 KINDS = (".zip", ".tar", ".tar.gz", ".tgz")
 KEPT = (*ENDINGS, ".parquet", ".csv", ".tsv", ".json")
@@ -159,6 +159,26 @@ def all_unpacked(into: Path) -> list[Unpacked]:
     places = [p for p in into.iterdir() if not p.name.startswith(".")] if into.is_dir() else []
     found = [one for place in places if (one := remembered(place))]
     return sorted(found, key=lambda one: (one.folder / TOLD).stat().st_mtime, reverse=True)
+
+
+def abandoned(into: Path) -> list[str]:
+    """Names of archives whose unpacking was killed, which left something."""
+    names = {p.name[1:].rpartition("-")[0] for p in into.glob(".*-*") if p.is_dir()}
+    return sorted(name for name in names if name and free(into / f".{name}.lock"))
+
+
+def remove(into: Path, name: str) -> None:
+    """Remove what was unpacked to a folder of this name."""
+    with writable(into, "workspace"), FileLock(into / f".{name}.lock"):
+        if (into / name).exists():
+            (into / name).rename(into / f".{name}-removed")
+        sweep(into, name)
+
+
+def sweep_left(into: Path, name: str) -> None:
+    """Remove what killed unpackings to this name left."""
+    with writable(into, "workspace"), FileLock(into / f".{name}.lock"):
+        sweep(into, name)
 
 
 def stem(shown: str) -> str:

@@ -268,6 +268,17 @@ class Decisions:
             )
             return [_decision(row) for row in rows]
 
+    def counts(self) -> dict[str, int]:
+        """How many decisions were ever made, for each data set (or test half) by its id."""
+        if not self.path.exists():
+            return {}
+        with self._open() as db:
+            return dict(
+                db.execute(
+                    "SELECT data_id, count(*) FROM events WHERE act = 'decide' GROUP BY data_id"
+                ).fetchall()
+            )
+
     def _fold(self, db: sqlite3.Connection, data_id: str) -> Fold:
         """The log up to the newest event of this transaction. The lock is held.
 
@@ -364,6 +375,21 @@ class Decisions:
                 wanted="a readable and writable file with room on its disk",
                 next_step="mend that, or choose another folder with --workspace",
             ) from error
+
+
+def integrity(path: Path) -> str:
+    """What SQLite finds wrong with a file, in words; "" where nothing is, or no file."""
+    if not path.exists():
+        return ""
+    try:
+        db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=PATIENCE)
+        try:
+            (found,) = db.execute("PRAGMA integrity_check(1)").fetchone()
+        finally:
+            db.close()
+    except sqlite3.Error as error:
+        return str(error)
+    return "" if found == "ok" else " ".join(found.split())
 
 
 def check(choice: Choice) -> None:

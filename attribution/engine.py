@@ -8,6 +8,7 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from io import BufferedIOBase
 from pathlib import Path
@@ -48,6 +49,7 @@ from .records import (
     silent,
     within,
 )
+from .remote import Remote
 from .revision import Revision, revise, revision
 from .store import Artifact, Draft, Store, is_id
 from .stored import facts, found, phi_of, recipe
@@ -68,12 +70,16 @@ OPEN = 6  # builds kept open: a page's own, four beside it, and one more
 
 
 class Engine:
-    """One cache and one workspace."""
+    """One cache and one workspace; with `remote`, a URL, the cache is the mirror of what is there.
 
-    def __init__(self, cache: Path, workspace: Path | None = None) -> None:
+    Raises `UserError` for a URL that nothing here can open.
+    """
+
+    def __init__(self, cache: Path, workspace: Path | None = None, remote: str = "") -> None:
         self.cache = cache
         self.workspace = workspace or cache.absolute().parent
-        self.store = Store(cache)
+        self.remote = remote
+        self.store = Store(cache, Remote(remote) if remote else None)
         self.decisions = Decisions(self.workspace / "decisions.sqlite")
         self.notes = Notes(self.workspace / "notes.sqlite")
         self._opened: OrderedDict[str, Build] = OrderedDict()
@@ -119,11 +125,11 @@ class Engine:
         self.notes.say(build_id, replace(before, **given))
         return before
 
-    def removal(self, build_id: str) -> list[Artifact]:
+    def removal(self, build_id: str, everywhere: bool = False) -> list[Artifact]:
         """What `delete` removes: the build, and whatever of it no other build uses.
 
         The data stay, and so do networks that were trained again: they are of the data and the
-        recipe, and small.
+        recipe, and small. What is only on the remote is listed if it is to go `everywhere`.
         """
         build = self.open(build_id)
         others = [a.manifest for a in self.store.all("build") if a.manifest["id"] != build_id]
@@ -142,12 +148,13 @@ class Engine:
         votes = [
             a for a in self.store.all("votes") if ("index", a.manifest["made_by"]["index"]) in mine
         ]
-        return [a for a in [*gone, *votes] if a is not None]
+        return [a for a in [*gone, *votes] if a is not None and (everywhere or a.here)]
 
-    def delete(self, build_id: str) -> list[dict[str, Any]]:
+    def delete(self, build_id: str, everywhere: bool = False) -> list[dict[str, Any]]:
         """Remove a build and whatever no other one uses; decisions, names and data stay.
 
-        Raises `UserError` while something runs that may be using it.
+        From the cache only, so that a build on the remote can be read again, unless it is to go
+        `everywhere`. Raises `UserError` while something runs that may be using it.
         """
         running = [job for job in self.jobs() if job.state == "running"]
         if running:
@@ -156,12 +163,12 @@ class Engine:
                 wanted="nothing that runs while builds are deleted",
                 next_step="wait until it has ended, or cancel it on the page of builds",
             )
-        gone = self.removal(build_id)
+        gone = self.removal(build_id, everywhere)
         told = [facts(a) for a in gone]
         with self._lock:
             self._opened.pop(build_id, None)
         for artifact in gone:  # the build first, so that none is left without its parts
-            self.store.remove(artifact.manifest["kind"], artifact.manifest["id"])
+            self.store.remove(artifact.manifest["kind"], artifact.manifest["id"], everywhere)
         return told
 
     def newest(self) -> str:
@@ -252,6 +259,7 @@ class Engine:
         data = dataset(self.store, spec.data, report)
         build_id = id_of(spec, data)
         if found := self._whole(build_id):
+            self._share(found)
             return dict(found.manifest["summary"])
         making = Making(self.store, spec, data, report)
         index = making.index()
@@ -262,7 +270,21 @@ class Engine:
             asdict(spec),
         )
         Build(self.store, artifact).votes(report)
+        self._share(artifact)
         return dict(artifact.manifest["summary"])
+
+    def _share(self, build: Artifact) -> None:
+        """Put on the remote what it lacks of a finished build, the build itself last."""
+        if self.store.remote is None:
+            return
+        brought = {
+            kind: build.manifest["made_by"]["data"].get(kind) for kind in ("pixels", "revision")
+        }
+        parts = {KIND_OF[kind]: names for kind, names in build.manifest["parts"].items()}
+        for kind, names in {**parts, **{k: [n] for k, n in brought.items() if n}}.items():
+            for name in names:
+                self.store.share(kind, name)
+        self.store.share("build", build.manifest["id"])
 
     def brought(
         self, spec: BuildSpec, checkpoints: Sequence[str], start: str, pretrained: bool
@@ -648,6 +670,14 @@ class Engine:
             if labels[some.id].decisions:
                 told[name] = labels[some.id].accuracy(probs_TC.argmax(1))
         return told
+
+    def known_data(self) -> set[str]:
+        """Ids under which decisions may be: the data in the cache, test halves of the builds."""
+        known = {a.manifest["id"] for a in self.store.all("data")}
+        for summary in self.builds():
+            with suppress(UserError):  # of damaged data
+                known.add(self._half_of(spec_from(summary["spec"]).data).id)
+        return known
 
     def _half_of(self, spec: DataSpec) -> testlabels.Half:
         return recalled(

@@ -110,6 +110,25 @@ def _job(place: Path, request: dict[str, Any]) -> Job:
     return Job(state=state, build=status.get("build"), error=status.get("error", ""), **facts)
 
 
+def dead(cache: Path) -> list[Job]:
+    """Jobs whose process ended without a word, which no status file says yet."""
+    place = cache / "jobs"
+    return [
+        job
+        for job in all_jobs(cache)
+        if job.state != "running"
+        and read(place / job.id / "status.json").get("state", "running") == "running"
+    ]
+
+
+def bury(cache: Path, job: Job) -> None:
+    """Write down how a job ended whose process did not."""
+    place = place_of(cache, job.id)
+    with writable(cache):
+        ended = {"state": job.state, "left": None, "error": job.error}
+        write(place / "status.json", {**read(place / "status.json"), **ended})
+
+
 def last_words(text: str) -> str:
     """Why a process ended that kept no account of it, from what it printed."""
     for line in reversed(text.splitlines()):

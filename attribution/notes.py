@@ -13,6 +13,7 @@ from pathlib import Path
 
 from .records import UserError
 
+VERSION = 0  # of the file: `PRAGMA user_version`
 TABLE = """
 CREATE TABLE IF NOT EXISTS notes (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -81,6 +82,14 @@ class Notes:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             db = sqlite3.connect(self.path, timeout=PATIENCE)
             try:
+                (had,) = db.execute("PRAGMA user_version").fetchone()
+                if had > VERSION:
+                    raise UserError(
+                        found=f"the names and notes {self.path} were written by a newer version "
+                        f"({had})",
+                        wanted=f"a file of version {VERSION}",
+                        next_step="update the program, or choose another folder with --workspace",
+                    )
                 with db:
                     yield db
             finally:

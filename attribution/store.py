@@ -4,6 +4,9 @@ The only file that writes below the cache. An artifact is a folder ``<kind>/<id>
 ``manifest.json`` with a checksum of each. It is written under a temporary name and renamed, so a
 reader sees all of it or none; a second writer of the same id waits for the first and takes its
 result.
+
+With a `remote` the cache is its mirror: what is not here is taken from there when it is first read,
+what is made here is put there too.
 """
 
 import errno
@@ -23,11 +26,14 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save
 
 from .records import FORMAT, UserError
+from .remote import MANIFEST, Remote, stored
 
+OWN = ("reading",)  # of this machine's paths: never on a remote
+BESIDE = ("locks", "jobs", "logs", "downloads")  # folders of the cache that hold no artifacts
 REBUILD = "remove that folder and run the same `build` again, which makes what is missing"
 
 
@@ -38,6 +44,7 @@ class Artifact:
     place: Path
     manifest: Mapping[str, Any]
     verified: set[str]
+    fetch: Callable[[], None] | None = None  # brings the files, of one that is on the remote
 
     def array(self, name: str, memory_map: bool = False) -> np.ndarray:
         """The array `name`; memory-mapped on request. Raises `UserError` when damaged."""
@@ -55,6 +62,8 @@ class Artifact:
         """The path of a file of this artifact, its checksum verified at the first call."""
         path = self.place / name
         if name not in self.verified:
+            if self.fetch is not None and not self.here:
+                self.fetch()
             wanted = self.manifest["files"].get(name, {}).get("sha256")
             found = _checksum(path) if path.is_file() else None
             if found is None or found != wanted:
@@ -63,12 +72,30 @@ class Artifact:
         return path
 
     @property
+    def kind(self) -> str:
+        """What its folder is in; of a manifest, notes of its own may have taken that word."""
+        return self.place.parent.name
+
+    @property
+    def here(self) -> bool:
+        """Whether it is in the cache, and not only on the remote."""
+        return self.place.is_dir()
+
+    @property
     def size(self) -> int:
         return sum(f["bytes"] for f in self.manifest["files"].values())
 
 
-def damaged(path: Path, found: str) -> UserError:
-    return UserError(
+class Unusable(UserError):
+    """An artifact that is there but cannot be read; others can."""
+
+
+class Damaged(Unusable):
+    """One that is not what its manifest says, so that it may be made again."""
+
+
+def damaged(path: Path | str, found: str) -> Damaged:
+    return Damaged(
         found=f"{path} is damaged ({found})",
         wanted="the file that the manifest describes",
         next_step=REBUILD,
@@ -115,44 +142,62 @@ class Draft:
 
 
 class Store:
-    """The cache folder."""
+    """The cache folder, and the remote that it is a mirror of, if there is one."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, remote: Remote | None = None) -> None:
         self.root = root
+        self.remote = remote
         self._open: dict[tuple[str, str], Artifact] = {}
+        self._shared: set[tuple[str, str]] = set()  # the remote has them
 
     def find(self, kind: str, name: str) -> Artifact | None:
-        """The artifact, or None where it is absent. Raises `UserError` when damaged."""
+        """The artifact, or None where it is absent. Raises `UserError` when damaged.
+
+        Of one that is only on the remote the files come when one of them is asked for.
+        """
         if (kind, name) in self._open:
             return self._open[kind, name]
         place = self.root / kind / name
-        path = place / "manifest.json"
-        if not place.is_dir():
+        if place.is_dir():
+            made = Artifact(place, _read(place / MANIFEST), set())
+        else:
+            manifest = self._remotely(kind, name)
+            if manifest is None:
+                return None
+            made = Artifact(place, manifest, set(), lambda: self._fetch(kind, name, manifest))
+        self._open[kind, name] = made
+        return made
+
+    def _remotely(self, kind: str, name: str, now: bool = False) -> dict[str, Any] | None:
+        """The manifest on the remote, or None where there is none, or no remote."""
+        if self.remote is None or kind in OWN:
             return None
-        try:
-            manifest = json.loads(path.read_text())
-            found = manifest["format"]
-            whole = manifest.pop("sha256") == _digest(manifest)
-            assert isinstance(manifest["files"], dict) and (whole or found != FORMAT)
-        except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
-            raise damaged(path, "no readable manifest") from error
-        if found != FORMAT:
-            raise UserError(
-                found=f"{path} in cache format {found}",
-                wanted=f"format {FORMAT}",
-                next_step="use the version that wrote it, or another --cache",
-            )
-        self._open[kind, name] = Artifact(place, manifest, set())
-        return self._open[kind, name]
+        content = self.remote.manifest(kind, name, now)
+        if content is None:
+            return None
+        manifest = _parsed(content, f"{self.remote.at(kind, name)}/{MANIFEST}")
+        plain = all(
+            file == Path(file).name not in ("", "..", MANIFEST)
+            and {"bytes", "sha256"} <= set(facts)
+            for file, facts in manifest["files"].items()
+        )
+        if manifest.get("id") != name or not plain:
+            raise damaged(self.remote.at(kind, name), "the manifest of something else")
+        return manifest
 
     def has(self, kind: str, name: str) -> bool:
-        """Whether the artifact is there with all its files, at their sizes (not checksummed)."""
+        """Whether the artifact is there with all its files, at their sizes (not checksummed).
+
+        On the remote it is there once its manifest is.
+        """
         try:
             found = self.find(kind, name)
-        except UserError:
+        except Damaged:
             return False
         if found is None:
             return False
+        if found.fetch is not None and not found.here:
+            return True
         for file, facts in found.manifest["files"].items():
             path = found.place / file
             if not path.is_file() or path.stat().st_size != facts["bytes"]:
@@ -161,13 +206,19 @@ class Store:
         return True
 
     def all(self, kind: str) -> list[Artifact]:
-        """The finished artifacts of a kind, newest first; damaged ones are passed over."""
+        """The finished artifacts of a kind, newest first; damaged ones are passed over.
+
+        Those on the remote are among them, as of some seconds ago.
+        """
         found = []
         folder = self.root / kind
-        for place in folder.iterdir() if folder.is_dir() else ():
+        names = {place.name for place in folder.iterdir()} if folder.is_dir() else set()
+        if self.remote is not None and kind not in OWN:
+            names |= self.remote.names(kind)
+        for name in filter(is_id, names):
             try:
-                artifact = self.find(kind, place.name) if is_id(place.name) else None
-            except UserError:
+                artifact = self.find(kind, name)
+            except Unusable:
                 continue
             if artifact:
                 found.append(artifact)
@@ -179,50 +230,127 @@ class Store:
         """The artifact, filled by `fill` if it is absent; `made_by` goes into the manifest.
 
         Raises `UserError` where the cache cannot be written or is full; nothing is left behind.
+        Where the remote cannot be written, what was made stays in the cache.
         """
         if self.has(kind, name):
-            return self._open[kind, name]
-        place = self.root / kind / name
-        with writable(self.root):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            locks = self.root / "locks"
-            locks.mkdir(exist_ok=True)
-            with FileLock(locks / f"{kind}-{name}.lock"):
-                if self.has(kind, name):  # another process was faster
-                    return self._open[kind, name]
+            return self.share(kind, name)
+        with self._writing(kind, name) as place:
+            if not self.has(kind, name):  # else another process was faster
                 if place.exists():  # damaged: files are missing or cut short
                     shutil.rmtree(place)
-                sweep(place.parent, name)
-                with tempfile.TemporaryDirectory(
-                    dir=place.parent, prefix=f".{name}-", ignore_cleanup_errors=True
-                ) as temporary:
-                    whole = Path(temporary) / "whole"
-                    whole.mkdir()
-                    draft, began = Draft(whole), time.perf_counter()
-                    fill(draft)
-                    manifest = {
-                        "format": FORMAT,
-                        "kind": kind,
-                        "id": name,
-                        "created": draft.created,
-                        "seconds": round(time.perf_counter() - began, 3),
-                        "made_by": made_by,
-                        "files": {
-                            p.name: {"bytes": p.stat().st_size, "sha256": _checksum(p)}
-                            for p in sorted(whole.iterdir())
-                        },
-                        **draft.notes,
-                    }
-                    manifest = json.loads(json.dumps(manifest, default=_plain))
-                    manifest["sha256"] = _digest(manifest)
-                    (whole / "manifest.json").write_text(json.dumps(manifest, indent=1))
-                    for path in whole.iterdir():
-                        _flush(path)
-                    whole.rename(place)
-                _flush(place.parent)
+                if not self._there(kind, name):
+                    with self._aside(place) as whole:
+                        draft, began = Draft(whole), time.perf_counter()
+                        fill(draft)
+                        manifest = {
+                            "format": FORMAT,
+                            "kind": kind,
+                            "id": name,
+                            "created": draft.created,
+                            "seconds": round(time.perf_counter() - began, 3),
+                            "made_by": made_by,
+                            "files": {
+                                p.name: {"bytes": p.stat().st_size, "sha256": _checksum(p)}
+                                for p in sorted(whole.iterdir())
+                            },
+                            **draft.notes,
+                        }
+                        manifest = json.loads(json.dumps(manifest, default=_plain))
+                        (whole / MANIFEST).write_text(_sealed(manifest))
+        return self.share(kind, name)
+
+    def share(self, kind: str, name: str) -> Artifact:
+        """An artifact that there is, put on the remote if that has not got it."""
         found = self.find(kind, name)
         assert found is not None
+        if self.remote is None or kind in OWN or (kind, name) in self._shared or not found.here:
+            return found
+        if not self._there(kind, name):
+            checksums = {file: facts["sha256"] for file, facts in found.manifest["files"].items()}
+            files = [(found.file(file), checksum) for file, checksum in checksums.items()]
+            self.remote.put(kind, name, files, (found.place / MANIFEST).read_bytes())
+        self._shared.add((kind, name))
         return found
+
+    def _there(self, kind: str, name: str) -> bool:
+        """Whether the remote has an artifact now; a damaged manifest counts for nothing."""
+        try:
+            return self._remotely(kind, name, now=True) is not None
+        except Damaged:
+            return False
+
+    def _fetch(self, kind: str, name: str, manifest: dict[str, Any]) -> None:
+        """Bring an artifact from the remote, whole or not at all.
+
+        Raises `UserError` for what is damaged there, which is not put in its place.
+        """
+        assert self.remote is not None
+        checksums = {file: facts["sha256"] for file, facts in manifest["files"].items()}
+        with self._writing(kind, name) as place:
+            if place.is_dir():  # another was faster
+                return
+            with self._aside(place) as whole:
+                self.remote.get(kind, name, checksums, whole)
+                for file, wanted in checksums.items():
+                    path = whole / file
+                    if not path.is_file() or _checksum(path) != wanted:
+                        what = "another checksum" if path.is_file() else "a missing file"
+                        raise damaged(f"{self.remote.at(kind, name)}/{stored(file, wanted)}", what)
+                (whole / MANIFEST).write_text(_sealed(manifest))
+
+    @contextmanager
+    def _writing(self, kind: str, name: str) -> Iterator[Path]:
+        """Where an artifact belongs, and the lock to write it; what killed writers left is gone."""
+        place, lock = self.root / kind / name, self._lock(kind, name)
+        with writable(self.root):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            lock.parent.mkdir(exist_ok=True)
+            with FileLock(lock):
+                sweep(place.parent, name)
+                yield place
+
+    @contextmanager
+    def _aside(self, place: Path) -> Iterator[Path]:
+        """A folder to be filled, which is then put in its place."""
+        with tempfile.TemporaryDirectory(
+            dir=place.parent, prefix=f".{place.name}-", ignore_cleanup_errors=True
+        ) as temporary:
+            whole = Path(temporary) / "whole"
+            whole.mkdir()
+            yield whole
+            for path in whole.iterdir():
+                _flush(path)
+            whole.rename(place)
+        _flush(place.parent)
+
+    def names(self) -> list[tuple[str, str]]:
+        """Kind and name of every artifact in the cache, damaged ones too."""
+        kinds = [p for p in folders(self.root) if p.name not in BESIDE]
+        return sorted((k.name, p.name) for k in kinds for p in folders(k) if is_id(p.name))
+
+    def check(self, kind: str, name: str) -> None:
+        """Read an artifact of the cache whole. Raises `UserError` for the first thing damaged."""
+        place = self.root / kind / name
+        made = Artifact(place, _read(place / MANIFEST), set())
+        for file in made.manifest["files"]:
+            made.file(file)
+
+    def abandoned(self) -> list[tuple[str, str]]:
+        """Kind and name of what a killed writer left in the cache; no reader sees it."""
+        left = [(p.parent.name, p.name[1:13]) for p in self.root.glob("*/.*-*") if p.is_dir()]
+        return sorted({(k, n) for k, n in left if is_id(n) and free(self._lock(k, n))})
+
+    def sweep(self, kind: str, name: str) -> None:
+        """Remove what killed writers of an artifact left."""
+        with self._writing(kind, name):
+            pass
+
+    def writing(self) -> list[str]:
+        """What some process is writing now."""
+        return sorted(p.stem for p in (self.root / "locks").glob("*.lock") if not free(p))
+
+    def _lock(self, kind: str, name: str) -> Path:
+        return self.root / "locks" / f"{kind}-{name}.lock"
 
     @contextmanager
     def scratch(self) -> Iterator[BinaryIO]:
@@ -236,17 +364,19 @@ class Store:
             with suppress(OSError):  # of what was still to be written; who wants it flushes
                 file.close()
 
-    def remove(self, kind: str, name: str) -> None:
-        """Remove an artifact; a reader sees all of it or none."""
-        place = self.root / kind / name
-        locks = self.root / "locks"
-        with writable(self.root):
-            locks.mkdir(exist_ok=True)
-            with FileLock(locks / f"{kind}-{name}.lock"):
-                self._open.pop((kind, name), None)
-                if place.is_dir():
-                    place.rename(place.with_name(f".{name}-removed"))
-                sweep(place.parent, name)
+    def remove(self, kind: str, name: str, everywhere: bool = False) -> None:
+        """Remove an artifact from the cache; a reader sees all of it or none.
+
+        What is on the remote stays, unless it is to go `everywhere`.
+        """
+        if everywhere and self.remote is not None:
+            self.remote.remove(kind, name)
+            self._shared.discard((kind, name))
+        with self._writing(kind, name) as place:
+            self._open.pop((kind, name), None)
+            if place.is_dir():
+                place.rename(place.with_name(f".{name}-removed"))
+            sweep(place.parent, name)
 
 
 @contextmanager
@@ -271,8 +401,60 @@ def sweep(folder: Path, name: str) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
+def folders(place: Path) -> list[Path]:
+    return [p for p in place.iterdir() if p.is_dir()] if place.is_dir() else []
+
+
+def free(lock: Path) -> bool:
+    """Whether nobody holds a lock now. Those of dead processes are free: the system sees to it."""
+    if not lock.exists():
+        return True
+    try:
+        with FileLock(lock, timeout=0):
+            return True
+    except Timeout:
+        return False
+
+
+def may_write(folder: Path, what: str) -> None:
+    """Raise `UserError` where a folder that is there cannot be written."""
+    if folder.exists():
+        with writable(folder, what), tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(4096))
+
+
 def is_id(name: str) -> bool:
     return len(name) == 12 and set(name) <= set("0123456789abcdef")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise damaged(path, "no readable manifest") from error
+    return _parsed(content, path)
+
+
+def _parsed(content: bytes, path: Path | str) -> dict[str, Any]:
+    """A manifest without its own checksum. Raises `Unusable` where that is not its checksum."""
+    try:
+        manifest = json.loads(content)
+        found = manifest["format"]
+        whole = manifest.pop("sha256") == _digest(manifest)
+        assert isinstance(manifest["files"], dict) and (whole or found != FORMAT)
+    except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+        raise damaged(path, "no readable manifest") from error
+    if found != FORMAT:
+        raise Unusable(
+            found=f"{path} in cache format {found}",
+            wanted=f"format {FORMAT}",
+            next_step="use the version that wrote it, or another --cache",
+        )
+    return manifest
+
+
+def _sealed(manifest: dict[str, Any]) -> str:
+    return json.dumps({**manifest, "sha256": _digest(manifest)}, indent=1)
 
 
 def _checksum(path: Path) -> str:

@@ -33,13 +33,16 @@ def page() -> str:
         "# Reference",
         "Made by `make reference` from the code; do not edit. How to use all this is in the guides "
         "([explain](guides/explain.md), [clean](guides/clean.md), [ensemble](guides/ensemble.md), "
-        "[network](guides/network.md), [notebook](guides/notebook.md)).",
+        "[network](guides/network.md), [notebook](guides/notebook.md), "
+        "[storage](guides/storage.md)).",
         "- [Command line](#command-line)\n- [attribution](#attribution)\n"
         "- [attribution.peers](#attributionpeers)\n- [Engine](#engine)",
         "## Command line",
         "`python -m attribution COMMAND`. Each has `--help`; most have `--json`, `--cache` (folder "
         "of computed artifacts) and, where decisions count, `--workspace` (folder of "
-        "`decisions.sqlite`).",
+        "`decisions.sqlite`). Before any command, `--remote URL` (or PROBABLE_CAUSE_REMOTE in the "
+        "environment) names object storage that the cache is a mirror of ([storage]"
+        "(guides/storage.md)).",
         *commands(),
         "## attribution",
         "`import attribution`: for notebooks, with your own networks and data sets.",

@@ -120,7 +120,7 @@ def test_what_a_guide_only_shows_are_commands_with_these_options(guide):
 @every_guide
 def test_commands_and_options_in_the_words_of_a_guide_are_there(guide):
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    options = {o for c in commands.values() for p in c.params for o in p.opts}
+    options = {o for c in commands.values() for p in c.params for o in p.opts} | {"--remote"}
     said = " ".join(re.findall(r"`([^`]+)`", prose(guide)))
     assert set(re.findall(r"(?<!\S)--[a-z-]+", said)) <= options
     assert set(re.findall(r"-m attribution ([a-z]+)", said)) <= set(commands)

@@ -104,9 +104,9 @@ def test_pages_talk_to_the_engine_and_records():
     plain = {
         "export", "exchange", "imports", "compare", "strategies", "groups", "changes", "revision",
         "report", "audit", "decisions", "evidence", "whatif", "testlabels", "pictures", "archives",
-        "estimate", "proposal",
+        "estimate", "proposal", "remote",
     }  # fmt: skip
-    assert used <= {"engine", "records", "jobs"} | plain
+    assert used <= {"engine", "making", "build", "stored", "records", "jobs"} | plain
 
 
 @pytest.mark.parametrize("module", ["attribution", "attribution.engine"])

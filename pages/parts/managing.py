@@ -72,6 +72,8 @@ def ending(build_id: str) -> None:
             return
         if st.session_state.get("build") == build_id:
             del st.session_state["build"]
-        st.session_state["notice"] = f"Build {build_id[:6]} is deleted."
+        there = engine().remote
+        where = f" here; {there} keeps it, if it had it" if there else ""
+        st.session_state["notice"] = f"Build {build_id[:6]} is deleted{where}."
         st.query_params.clear()
         st.rerun()

@@ -11,6 +11,7 @@ from streamlit.delta_generator import DeltaGenerator
 
 from attribution.build import Build
 from attribution.engine import Engine
+from attribution.remote import VARIABLE
 
 from .words import literal
 
@@ -26,12 +27,12 @@ def places() -> tuple[Path, Path | None]:
 
 def engine() -> Engine:
     """One engine a process: it is read by all sessions and by the thumbnail route."""
-    return _engine(*places())
+    return _engine(*places(), os.environ.get(VARIABLE, ""))
 
 
 @cache
-def _engine(cache_dir: Path, workspace: Path | None) -> Engine:
-    return Engine(cache_dir, workspace)
+def _engine(cache_dir: Path, workspace: Path | None, remote: str) -> Engine:
+    return Engine(cache_dir, workspace, remote)
 
 
 def build_or_stop(title: str, about: str) -> Build:
