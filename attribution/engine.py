@@ -24,6 +24,7 @@ from .brittleness import check as check_removals
 from .brittleness import summary as brittle
 from .build import TOP, Build, recalled
 from .changes import Changes, changes
+from .cluster import HERE, Cluster
 from .compare import Variance, variance
 from .data import DATASETS, Split, dataset
 from .decisions import Decisions
@@ -242,18 +243,25 @@ class Engine:
             made = frozen_below(made, spec.model, counts.classes)
         return estimates.probe(spec, counts, made, some)
 
-    def build(self, spec: BuildSpec, report: Report = silent, beside: str = "") -> dict[str, Any]:
+    def build(
+        self,
+        spec: BuildSpec,
+        report: Report = silent,
+        beside: str = "",
+        cluster: Cluster = HERE,
+    ) -> dict[str, Any]:
         """Make everything `spec` asks for that is not there yet, and the build's summary.
 
-        `beside` names the build that it is only to be compared with. Raises `UserError` for a spec
-        that makes no sense, before anything is computed.
+        `beside` names the build that it is only to be compared with; `cluster` does the work, with
+        the same result whoever it is. Raises `UserError` for a spec that makes no sense, before
+        anything is computed.
         """
         check(spec)
         data = dataset(self.store, spec.data, report)
         build_id = id_of(spec, data)
         if found := self._whole(build_id):
             return dict(found.manifest["summary"])
-        making = Making(self.store, spec, data, report)
+        making = Making(self.store, spec, data, report, cluster)
         index = making.index()
         artifact = self.store.make(
             "build",

@@ -10,9 +10,10 @@ Axes: N train, T test, C classes, M members, K features of a member, d index dim
 
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from . import index as indexes
 from . import strategies, weights
 from .adapters import checked, fitted, saved
-from .data import Dataset, Split
+from .cluster import HERE, Cluster
+from .data import Dataset, Split, dataset
 from .estimators import ESTIMATORS, whitening
 from .features import Block, Examples, Projected, block, margins, projected
 from .gradients import attributed
@@ -42,6 +44,7 @@ from .records import (
     UserError,
     content_id,
     known,
+    silent,
     within,
 )
 from .store import Artifact, Draft, Store
@@ -102,30 +105,75 @@ def id_of(spec: BuildSpec, data: Dataset) -> str:
 class Making:
     """A build in the making: each method makes one kind of artifact, or finds it."""
 
-    def __init__(self, store: Store, spec: BuildSpec, data: Dataset, report: Report) -> None:
+    def __init__(
+        self,
+        store: Store,
+        spec: BuildSpec,
+        data: Dataset,
+        report: Report = silent,
+        cluster: Cluster = HERE,
+    ) -> None:
         self.store, self.spec, self.data, self.report = store, spec, data, report
+        self.cluster = cluster
         self.train = examples(spec, data, data.train)
         self.test = examples(spec, data, data.test)
         if spec.adapters:  # before anything is trained
             checked(network(spec.model, data, spec.width, spec.seed, spec.preprocess), spec.lora)
-        total = spec.models * (1 + spec.finetunes + spec.adapters)
-        self.runs = [
-            self.given(spec.weights[i]) if spec.weights else self.run(i, "", i, total)
-            for i in range(spec.models)
-        ]
-        done = iter(range(spec.models, total))
-        self.tuned = [
-            self.run(f, run.manifest["id"], next(done), total)
-            for run in self.runs
-            for f in range(spec.finetunes)
-        ]
-        self.adapters = [
-            self.adapter(run.manifest["id"], j, next(done), total)
-            for run in self.runs
-            for j in range(spec.adapters)
-        ]
-        report("train", total, total)
         self._projected: dict[tuple[Checkpoint, int], Projected] = {}
+
+    def __reduce__(self) -> tuple[Callable[..., "Making"], tuple[Any, ...]]:
+        """To a worker it travels as what it is of."""
+        return remade, (self.store.root.absolute(), self.spec, id_of(self.spec, self.data))
+
+    def each(
+        self, step: str, keys: Sequence[tuple], stage: str, done: int = 0, total: int = 0
+    ) -> list[Any]:
+        """What `step` makes of every key, in their order, by whoever does the tasks.
+
+        They are the tasks from `done` on of the `total` (0: all) of a stage.
+        """
+        found: list[Any] = []
+        total = total or len(keys)
+        if keys:
+            self.report(stage, done, total)
+        for made in self.cluster.map(self, step, keys):
+            found.append(made)
+            self.report(stage, done + len(found), total)
+        return found
+
+    @property
+    def trainings(self) -> int:
+        """Networks and adapters that are trained."""
+        return self.spec.models * (1 + self.spec.finetunes + self.spec.adapters)
+
+    @cached_property
+    def runs(self) -> list[Artifact]:
+        """The networks, trained or given."""
+        spec, total = self.spec, self.trainings
+        if spec.weights:
+            return self.each("given", [(w,) for w in spec.weights], "train", 0, total)
+        keys = [(i, "", i, total) for i in range(spec.models)]
+        return self.each("run", keys, "train", 0, total)
+
+    @cached_property
+    def tuned(self) -> list[Artifact]:
+        """The short fine-tunes on from each network."""
+        return self._from_each("run", self.spec.finetunes)
+
+    @cached_property
+    def adapters(self) -> list[Artifact]:
+        """The LoRA adapters on each network."""
+        return self._from_each("adapter", self.spec.adapters)
+
+    def _from_each(self, step: str, count: int) -> list[Artifact]:
+        parents = [run.manifest["id"] for run in self.runs]
+        first = len(parents)
+        keys = [
+            (j, parent, first + i * count + j, self.trainings)
+            for i, parent in enumerate(parents)
+            for j in range(count)
+        ]
+        return self.each(step, keys, "train", first, self.trainings)
 
     def part(self, at: int, total: int) -> Report:
         """Progress of the `at`-th of `total` trainings."""
@@ -211,7 +259,7 @@ class Making:
         correct_T = probs_TC.argmax(1) == self.test.target_N
         draft.note(accuracy=float(correct_T.float().mean()))
 
-    def adapter(self, run_id: str, j: int, at: int, total: int) -> Artifact:
+    def adapter(self, j: int, run_id: str, at: int, total: int) -> Artifact:
         """The j-th LoRA adapter on a trained network."""
         lora, seed = self.spec.lora, 1000 * self.seed_of(run_id) + j
 
@@ -275,6 +323,11 @@ class Making:
         made_by = {**asdict(checkpoint), **asdict(self.directions(draw))}
         return self.store.make("sites", self.sites_id(checkpoint, draw), fill, made_by)
 
+    def places(self) -> list[Artifact]:
+        """The directions of every network, before its members wait for them."""
+        keys = dict.fromkeys((m.checkpoint, m.draw) for m in self.members)
+        return self.each("sites", list(keys), "basis")
+
     def network(self, checkpoint: Checkpoint) -> torch.nn.Module:
         return load_network(self.store, self.spec, self.data, checkpoint)
 
@@ -324,16 +377,18 @@ class Making:
     def blocks(self) -> list[Artifact]:
         """The features of each member."""
         members = self.members
-        found = [self.features(m, j, len(members)) for j, m in enumerate(members)]
-        self.report("features", len(members), len(members))
-        return found
+        self.places()
+        return self.each(
+            "features", [(m, j, len(members)) for j, m in enumerate(members)], "features"
+        )
 
     @cached_property
     def beliefs(self) -> list[Artifact]:
         """What q is averaged over: the members, or the masks of a forward-only ensemble."""
         if not self.spec.forward_only:
             return self.blocks
-        return [self.margins(m) for m in strategies.beliefs(self.spec, self.checkpoints)]
+        members = strategies.beliefs(self.spec, self.checkpoints)
+        return self.each("margins", [(m,) for m in members], "margins")
 
     def index(self) -> Artifact:
         """The compressed index, and the query vectors of every test example."""
@@ -552,6 +607,20 @@ class Making:
                 "spec": asdict(spec),
             },
         )
+
+
+@lru_cache(maxsize=1)
+def remade(root: Path, spec: BuildSpec, build_id: str) -> Making:
+    """The build in the making of a worker. Raises `UserError` where its code is another here."""
+    store = Store(root)
+    data = dataset(store, spec.data)
+    if id_of(spec, data) != build_id:
+        raise UserError(
+            found="a FILE.py that is not the one that the build was asked for with",
+            wanted="the same file on every node, under the same path",
+            next_step="put it into a folder that they share",
+        )
+    return Making(store, spec, data)
 
 
 def examples(spec: BuildSpec, data: Dataset, split: Split) -> Examples:
