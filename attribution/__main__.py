@@ -230,7 +230,7 @@ def build(
         str,
         typer.Option(
             "--engine",
-            help="Who does the work: local (this process), or ray: a cluster, with the same result.",
+            help="Who does the work: local (this process), or ray: a cluster, the result the same.",
         ),
     ] = "local",
     address: Annotated[

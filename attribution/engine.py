@@ -772,7 +772,7 @@ def chosen(store: Store, build: Build, report: Report) -> dict[str, Any]:
         spec = replace(build.spec, features=replace(build.spec.features, ka=ka, kg=kg))
         making = Making(store, spec, build.data, silent)
         member = Member(checkpoint=Checkpoint(run_id=making.runs[0].manifest["id"]))
-        made = making.features(member, 0, 1)
+        made = making.features(member)
         phi_NK, phi_TK = (phi_of(made, half, member, spec.estimator) for half in ("train", "test"))
         found = tuning.spectrum(phi_NK, phi_TK)
         damping = tuning.damping(found)

@@ -8,11 +8,13 @@ everything done.
 Axes: N train, T test, C classes, M members, K features of a member, d index dimensions.
 """
 
+import math
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property, lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from .adapters import checked, fitted, saved
 from .cluster import HERE, Cluster
 from .data import Dataset, Split, dataset
 from .estimators import ESTIMATORS, whitening
-from .features import Block, Examples, Projected, block, margins, projected
+from .features import Block, Examples, Projected, block, featurized, margins, projected, shards
 from .gradients import attributed
 from .members import example_keys
 from .metrics import spread_of
@@ -47,7 +49,7 @@ from .records import (
     silent,
     within,
 )
-from .store import Artifact, Draft, Store
+from .store import Artifact, Draft, Matrix, Store
 from .stored import (
     fresh,
     load_network,
@@ -64,6 +66,7 @@ from .train import probabilities, snapshot_epochs, train
 
 SPREAD_QUERIES = 16  # queries on which the index's understatement of the spread is measured
 SPREAD_HITS = 16
+VIEWS = 8  # members that are featurized together
 
 
 def check(spec: BuildSpec) -> None:
@@ -337,26 +340,44 @@ class Making:
             self._projected = {(checkpoint, draw): load_projected(module, places)}
         return self._projected[checkpoint, draw]
 
-    def features(self, member: Member, done: int, total: int) -> Artifact:
-        """One member's features of all training and test examples, for the given labels."""
-        self.report("features", done, total)
+    @cached_property
+    def shards(self) -> list[slice]:
+        """The training examples in ranges; a member's features of one are an artifact."""
+        return shards(len(self.train))
+
+    def features_of(self, member: Member, shard: int) -> tuple[str, dict[str, Any]]:
+        """The id of a member's features of one shard, and what they are made by."""
         stored = replace(member, block=0, blocks=1)  # blocks share them
         sites_id = self.sites(member.checkpoint, member.draw).manifest["id"]
-
-        def fill(draft: Draft) -> None:
-            whole = self.projected(member.checkpoint, member.draw)
-            view = seen(whole, member)
-            for name, some in (("train", self.train), ("test", self.test)):
-                made = block(view, some, whole.projections)
-                finite(made, member)
-                scale = float(made.phi_NK.square().mean().sqrt()) or 1.0
-                draft.array(f"{name}_phi", (made.phi_NK / scale).half().numpy())
-                draft.array(f"{name}_margin", made.margin_N.numpy())
-                draft.note(**{f"{name}_scale": scale})
-
-        name = content_id("features", self.data.id, sites_id, stored)
+        rows = self.shards[shard]
+        part = [{"rows": [rows.start, rows.stop]}] if len(self.shards) > 1 else []
+        name = content_id("features", self.data.id, sites_id, stored, *part)
         made_by = {"data": self.data.id, "sites": sites_id, **asdict(stored)}
-        return self.store.make("features", name, fill, made_by)
+        return name, {**made_by, **{k: v for some in part for k, v in some.items()}}
+
+    def features(self, member: Member, shard: int = 0) -> Artifact:
+        """One member's features of a shard of the training examples, for the given labels.
+
+        Those of the test examples lie with the first shard's. No shard needs another.
+        """
+        return self.together([member], shard)[0]
+
+    def together(self, members: Sequence[Member], shard: int = 0) -> list[Artifact]:
+        """`features` of members with the same network and directions, each batch by all of them."""
+        of = dict(self.features_of(member, shard) for member in members)
+        member_of = {self.features_of(member, shard)[0]: member for member in members}
+        parts = {"train": self.train[self.shards[shard]]}
+        parts |= {} if shard else {"test": self.test}
+
+        def fill(drafts: Mapping[str, Draft]) -> None:
+            whole = self.projected(members[0].checkpoint, members[0].draw)
+            some = [member_of[name] for name in drafts]
+            for half, examples in parts.items():
+                with self.store.matrices() as scratch:
+                    filled(whole, some, half, examples, list(drafts.values()), scratch)
+
+        found = dict(zip(of, self.store.make_all("features", of, fill), strict=True))
+        return [found[self.features_of(member, shard)[0]] for member in members]
 
     def margins(self, member: Member) -> Artifact:
         """One member's margins of the training examples, by forward passes only."""
@@ -375,12 +396,17 @@ class Making:
 
     @cached_property
     def blocks(self) -> list[Artifact]:
-        """The features of each member."""
-        members = self.members
+        """The features of each member, shard after shard."""
         self.places()
-        return self.each(
-            "features", [(m, j, len(members)) for j, m in enumerate(members)], "features"
-        )
+        members, shards = self.members, range(len(self.shards))
+        keys = [(some, shard) for some in side_by_side(members) for shard in shards]
+        made = self.each("together", keys, "features")
+        found = {
+            (member, shard): one
+            for (some, shard), together in zip(keys, made, strict=True)
+            for member, one in zip(some, together, strict=True)
+        }
+        return [found[member, shard] for member in members for shard in shards]
 
     @cached_property
     def beliefs(self) -> list[Artifact]:
@@ -629,6 +655,47 @@ def examples(spec: BuildSpec, data: Dataset, split: Split) -> Examples:
         torch.from_numpy(example_keys(split.ids).copy()),
         torch.from_numpy(split.labels_N),
     )
+
+
+def side_by_side(members: Sequence[Member]) -> Iterator[list[Member]]:
+    """Members that share network and directions, `VIEWS` at a time."""
+    for _, same in groupby(members, lambda m: (m.checkpoint, m.draw)):
+        some = list(same)
+        for j in range(0, len(some), VIEWS):
+            yield some[j : j + VIEWS]
+
+
+def filled(
+    whole: Projected,
+    members: Sequence[Member],
+    half: str,
+    some: Examples,
+    drafts: Sequence[Draft],
+    scratch: Callable[[int, int], Matrix],
+) -> None:
+    """Write each member's features of the examples into its draft, batch by batch.
+
+    In half precision, in units of their root mean square, which is known at the end only: until
+    then they lie on scratch.
+    """
+    raw_M = [scratch(len(some), whole.size) for _ in members]
+    margin_MN = torch.empty(len(members), len(some))
+    square_M = np.zeros(len(members))
+    batches = []
+    views = [seen(whole, member) for member in members]
+    for batch, blocks in featurized(views, some, whole.projections):
+        batches.append(batch)
+        for m, (member, made) in enumerate(zip(members, blocks, strict=True)):
+            finite(made, member)
+            raw_M[m][batch], margin_MN[m, batch] = made.phi_NK, made.margin_N
+            square_M[m] += float(made.phi_NK.square().sum(dtype=torch.float64))
+    shape = len(some), whole.size
+    for m, draft in enumerate(drafts):
+        scale = math.sqrt(square_M[m] / math.prod(shape)) or 1.0
+        halved = ((raw_M[m][batch] / scale).half().numpy() for batch in batches)
+        draft.rows(f"{half}_phi", shape, np.float16, halved)
+        draft.array(f"{half}_margin", margin_MN[m].numpy())
+        draft.note(**{f"{half}_scale": scale})
 
 
 def finite(made: Block, member: Member) -> None:
