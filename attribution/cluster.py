@@ -38,10 +38,11 @@ AHEAD = 2  # tasks that wait, for each that runs
 # Read when Ray is imported, so set before.
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_NUM_REDIS_GET_RETRIES": "1",  # tries, of half a minute each, of an address
+    "RAY_NUM_REDIS_GET_RETRIES": "1",  # tries of an address
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else it warns of what it will do one day
 }
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # 127.0.0.1 for a cluster on this machine
+BOUNDED = {"RAY_py_gcs_connect_timeout_s": "10"}  # seconds for a cluster at an address
 
 
 class Cluster(Protocol):
@@ -196,7 +197,7 @@ def opened(engine: str, address: str, cache: Path) -> Iterator[Cluster]:
         return
     if address:
         answers(address)
-    for variable, value in (QUIET if address else QUIET | LOOPBACK).items():
+    for variable, value in (QUIET | (BOUNDED if address else LOOPBACK)).items():
         os.environ.setdefault(variable, value)
     try:
         import ray
