@@ -23,7 +23,7 @@ from . import strategies
 from .adapters import fitted
 from .estimators import whitening
 from .features import BASIS_EXAMPLES, Examples, Projected, block, margins, projected
-from .index import OVERSAMPLING, RANGE_MEMBERS
+from .fit import OVERSAMPLING, RANGE_MEMBERS
 from .records import BuildSpec, Checkpoint, Member, RunSpec, UserError
 from .train import train
 

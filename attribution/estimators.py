@@ -29,15 +29,14 @@ class Whitening:
     matrix_KK: Tensor | None = None
     scale_K: Tensor | None = None
     unit: bool = False
+    size: int = 0  # K, of one whose matrix lies elsewhere
 
     def __call__(self, phi_NK: Tensor) -> Tensor:
         return self.times(self.scaled(phi_NK))
 
     def scaled(self, phi_NK: Tensor) -> Tensor:
         """The rows, of length one where `unit`."""
-        if not self.unit:
-            return phi_NK
-        return phi_NK / phi_NK.norm(dim=1, keepdim=True).clamp_min(1e-30)
+        return _of_length_one(phi_NK) if self.unit else phi_NK
 
     def times(self, left_NK: Tensor) -> Tensor:
         """``left @ matrix * scale``."""
@@ -52,6 +51,10 @@ class Whitening:
         return right_Kl if self.matrix_KK is None else self.matrix_KK @ right_Kl
 
 
+def _of_length_one(phi_NK: Tensor) -> Tensor:
+    return phi_NK / phi_NK.norm(dim=1, keepdim=True).clamp_min(1e-30)
+
+
 @dataclass(frozen=True, eq=False)
 class Sums:
     """What a whitening is made of: summed over a member's training examples, shard by shard."""
@@ -60,8 +63,9 @@ class Sums:
     values: Tensor | None  # of Phi'Phi, the lower triangle of (K, K); of phi^2, (K,); or none
 
     def __add__(self, other: "Sums") -> "Sums":
-        both = self.values is not None and other.values is not None
-        return Sums(self.count + other.count, self.values + other.values if both else None)
+        if self.values is None or other.values is None:
+            return Sums(self.count + other.count, None)
+        return Sums(self.count + other.count, self.values + other.values)
 
 
 def products(phi_NK: Tensor) -> Tensor:
@@ -165,6 +169,11 @@ def fitted(sums: Sums, spec: EstimatorSpec) -> Whitening:
 def whitening(phi_NK: Tensor, spec: EstimatorSpec) -> Whitening:
     """The whitening of one member's training features under `spec`."""
     return fitted(summed(phi_NK, spec), spec)
+
+
+def scaled(phi_NK: Tensor, spec: EstimatorSpec) -> Tensor:
+    """Features as a whitening's matrix takes them: of length one for Grad-Cos."""
+    return _of_length_one(phi_NK) if spec.name == "gradcos" else phi_NK
 
 
 def asked(phi_NK: Tensor, margin_N: Tensor, spec: EstimatorSpec) -> Tensor:

@@ -30,8 +30,9 @@ from . import strategies, weights
 from .adapters import checked, fitted, saved
 from .cluster import HERE, Cluster
 from .data import Dataset, Split, dataset
-from .estimators import ESTIMATORS, whitening
+from .estimators import ESTIMATORS
 from .features import Block, Examples, Projected, block, featurized, margins, projected, shards
+from .fit import Blocks, Scratch, Whitenings, fit
 from .gradients import attributed
 from .members import example_keys
 from .metrics import spread_of
@@ -51,13 +52,14 @@ from .records import (
 )
 from .store import Artifact, Draft, Matrix, Store
 from .stored import (
+    Stored,
     fresh,
     load_network,
     load_projected,
     mean_q,
-    phi_of,
     seconds,
     seen,
+    stored,
     unique,
     was_watched,
 )
@@ -347,12 +349,12 @@ class Making:
 
     def features_of(self, member: Member, shard: int) -> tuple[str, dict[str, Any]]:
         """The id of a member's features of one shard, and what they are made by."""
-        stored = replace(member, block=0, blocks=1)  # blocks share them
+        own = replace(member, block=0, blocks=1)  # blocks share them
         sites_id = self.sites(member.checkpoint, member.draw).manifest["id"]
         rows = self.shards[shard]
         part = [{"rows": [rows.start, rows.stop]}] if len(self.shards) > 1 else []
-        name = content_id("features", self.data.id, sites_id, stored, *part)
-        made_by = {"data": self.data.id, "sites": sites_id, **asdict(stored)}
+        name = content_id("features", self.data.id, sites_id, own, *part)
+        made_by = {"data": self.data.id, "sites": sites_id, **asdict(own)}
         return name, {**made_by, **{k: v for some in part for k, v in some.items()}}
 
     def features(self, member: Member, shard: int = 0) -> Artifact:
@@ -376,8 +378,8 @@ class Making:
                 with self.store.matrices() as scratch:
                     filled(whole, some, half, examples, list(drafts.values()), scratch)
 
-        found = dict(zip(of, self.store.make_all("features", of, fill), strict=True))
-        return [found[self.features_of(member, shard)[0]] for member in members]
+        made = dict(zip(of, self.store.make_all("features", of, fill), strict=True))
+        return [made[self.features_of(member, shard)[0]] for member in members]
 
     def margins(self, member: Member) -> Artifact:
         """One member's margins of the training examples, by forward passes only."""
@@ -425,27 +427,33 @@ class Making:
         some = self.test[wrong]
         second = Examples(some.x_N, some.key_N, torch.from_numpy(predicted_T[wrong]))
 
-        def train_phi(m: int) -> Tensor:
-            return phi_of(blocks[m], "train", members[m], spec.estimator)
+        features = stored(members, blocks, spec.estimator)
 
-        def queries(m: int) -> Tensor:
+        def queries(m: int) -> Iterator[Tensor]:
             """For the label of every test example, then for the predicted one where it differs."""
-            given = phi_of(blocks[m], "test", members[m], spec.estimator)
-            if not len(wrong):
-                return given
+            yield from features[m].tests()
             whole = self.projected(members[m].checkpoint, members[m].draw)
-            return torch.cat([given, fresh(whole, members[m], second, spec.estimator)])
+            for rows in shards(len(second)):
+                yield fresh(whole, members[m], second[rows], spec.estimator)
 
         def fill(draft: Draft) -> None:
-            member_q_N = mean_q(beliefs)
+            with self.store.matrices() as scratch:
+                squeezed(draft, scratch)
+
+        def squeezed(draft: Draft, scratch: Scratch) -> None:
+            member_q_N = mean_q(beliefs, 1 if spec.forward_only else len(self.shards))
             q_N = self.training_q() if spec.estimator.q == "training" else member_q_N
+            found = fit(
+                Blocks(len(members), self.shards, lambda m, s: features[m].train(s), queries),
+                spec.estimator, spec.index_dims, spec.seed, self.report, scratch,
+            )  # fmt: skip
             made = indexes.compress(
-                len(members), train_phi, queries, q_N,
-                spec.estimator, spec.index_dims, spec.seed, self.report,
+                found, q_N, spec.estimator,
+                lambda name, shape, some: draft.rows(
+                    name, shape, np.float16, (block.numpy() for block in some)
+                ),
             )  # fmt: skip
             draft.bytes_of("rows.faiss", indexes.to_bytes(made.rows))
-            draft.array("queries", made.queries_TMd)
-            draft.array("projectors", made.projectors_MKd)
             draft.array("self_influence", made.self_influence_N)
             draft.array("q", q_N.numpy())
             draft.array("member_q", member_q_N.numpy())
@@ -458,7 +466,7 @@ class Making:
                 projector_scale=made.projector_scale,
                 unit=made.unit,
                 networks=spec.models,
-                spread=self.spread(made, train_phi, q_N),
+                spread=self.spread(made, features, found.whitenings, q_N),
             )
 
         made_by = {
@@ -489,7 +497,11 @@ class Making:
         return torch.from_numpy(1 - given_N).float()
 
     def spread(
-        self, made: indexes.Compressed, train_phi: Callable[[int], Tensor], q_N: Tensor
+        self,
+        made: indexes.Compressed,
+        features: Sequence[Stored],
+        whitenings: Whitenings,
+        q_N: Tensor,
     ) -> float:
         """Spread of the members' scores in the index, as a share of the exact one.
 
@@ -503,12 +515,13 @@ class Making:
         hits = [made.search(made.queries_TMd[t], min(SPREAD_HITS, len(q_N))) for t in tests]
         weight_N = indexes.weights(q_N, torch.from_numpy(made.self_influence_N), estimator)
         exact_QMH = np.empty((len(tests), len(members), len(hits[0])))
-        for m, member in enumerate(members):
-            phi_NK = train_phi(m)
-            white = whitening(phi_NK, estimator)
-            w_QK = white(phi_of(self.blocks[m], "test", member, estimator)[tests])
-            for j, ids in enumerate(hits):
-                exact_QMH[j, m] = (white(phi_NK[ids]) @ w_QK[j]) * weight_N[ids]
+        ids, hit_QH = np.unique(np.stack(hits), return_inverse=True)
+        hit_QH = hit_QH.reshape(len(tests), -1)
+        for m, own in enumerate(features):
+            white = whitenings[m]
+            w_QK, w_IK = white(own.of("test", tests)), white(own.of("train", ids))
+            scores_QI = (w_QK @ w_IK.mT) * weight_N[ids]
+            exact_QMH[:, m] = np.take_along_axis(scores_QI.numpy(), hit_QH, 1)
         squeezed_QMH = np.stack(
             [made.member_scores(made.queries_TMd[t], i) for t, i in zip(tests, hits, strict=True)]
         )
@@ -548,7 +561,7 @@ class Making:
         member = self.members[0]
         whole = self.projected(member.checkpoint, member.draw)
         each = of(lambda: block(seen(whole, member), some, whole.projections))
-        stored = len(unique(self.blocks))
+        count_stored = len(unique(self.blocks)) // len(self.shards)
         plain = Checkpoint(run_id=self.runs[0].manifest["id"])
         epochs = (0 if spec.weights else spec.epochs) + spec.finetunes * spec.finetune_epochs
         training = epochs * step(plain)
@@ -557,8 +570,8 @@ class Making:
             training += passes * step(self.checkpoints[0])
         return {
             "train": spec.models * count * training,
-            "features": stored * each * (count + len(self.test)),
-            "query": stored * each,
+            "features": count_stored * each * (count + len(self.test)),
+            "query": count_stored * each,
         }
 
     def summarise(self, draft: Draft, build_id: str, index: Artifact, beside: str) -> None:

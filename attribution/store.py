@@ -99,13 +99,19 @@ class Draft:
 
     def rows(
         self, name: str, shape: tuple[int, ...], kind: type, blocks: Iterable[np.ndarray]
-    ) -> None:
-        """An array written block of rows after block of rows, so that memory holds one of them."""
+    ) -> np.ndarray:
+        """An array written block of rows after block of rows, so that memory holds one of them.
+
+        Returns it, memory-mapped.
+        """
         header = {"descr": np.dtype(kind).str, "fortran_order": False, "shape": shape}
-        with (self.place / f"{name}.npy").open("wb") as file:
+        path = self.place / f"{name}.npy"
+        with path.open("wb") as file:
             np.lib.format.write_array_header_1_0(file, header)
             for block in blocks:
                 file.write(np.ascontiguousarray(block, kind).data)
+        made: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        return made
 
     def weights(self, values: Mapping[str, torch.Tensor], name: str = "weights") -> None:
         whole, seen = {}, set()
