@@ -11,9 +11,9 @@ Axes: N train, T test, C classes, M members, K features of a member, d index dim
 import math
 import resource
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -418,23 +418,49 @@ class Making:
         members = strategies.beliefs(self.spec, self.checkpoints)
         return self.each("margins", [(m,) for m in members], "margins")
 
-    def index(self) -> Artifact:
-        """The compressed index, and the query vectors of every test example."""
-        members, blocks, beliefs = self.members, self.blocks, self.beliefs
-        predicted_T = self.test_probs().argmax(1)
-        wrong = np.flatnonzero(predicted_T != self.data.test.labels_N)
-        spec = self.spec
-        some = self.test[wrong]
-        second = Examples(some.x_N, some.key_N, torch.from_numpy(predicted_T[wrong]))
+    @cached_property
+    def predicted_T(self) -> np.ndarray:
+        """The class that the networks together give each test example."""
+        return self.test_probs().argmax(1)
 
-        features = stored(members, blocks, spec.estimator)
+    @cached_property
+    def wrong(self) -> np.ndarray:
+        """Test examples for which that is not their label."""
+        return np.flatnonzero(self.predicted_T != self.data.test.labels_N)
+
+    @cached_property
+    def stored(self) -> list[Stored]:
+        return stored(self.members, self.blocks, self.spec.estimator)
+
+    @cached_property
+    def readable(self) -> Blocks:
+        """The features as `fit` reads them, here or on a worker."""
+        features, members = self.stored, self.members
+        some = self.test[self.wrong]
+        second = Examples(some.x_N, some.key_N, torch.from_numpy(self.predicted_T[self.wrong]))
 
         def queries(m: int) -> Iterator[Tensor]:
             """For the label of every test example, then for the predicted one where it differs."""
             yield from features[m].tests()
             whole = self.projected(members[m].checkpoint, members[m].draw)
             for rows in shards(len(second)):
-                yield fresh(whole, members[m], second[rows], spec.estimator)
+                yield fresh(whole, members[m], second[rows], self.spec.estimator)
+
+        return Blocks(len(members), self.shards, lambda m, s: features[m].train(s), queries)
+
+    def fitting(self, function: Callable[..., Any], *key: Any) -> Any:
+        """A task of `fit`: one of its functions, of the features of this build."""
+        return function(self.readable, self.spec.estimator, *key)
+
+    def parts(self, work: Callable[..., Any], tasks: Iterable[tuple[Any, ...]], /) -> Iterator[Any]:
+        """`fit.Each`, by whoever does the tasks: what travels is the function, not the features."""
+        assert isinstance(work, partial)
+        return self.cluster.map(self, "fitting", ((work.func, *task) for task in tasks))
+
+    def index(self) -> Artifact:
+        """The compressed index, and the query vectors of every test example."""
+        members, blocks, beliefs = self.members, self.blocks, self.beliefs
+        predicted_T, wrong, spec = self.predicted_T, self.wrong, self.spec
 
         def fill(draft: Draft) -> None:
             with self.store.matrices() as scratch:
@@ -444,8 +470,8 @@ class Making:
             member_q_N = mean_q(beliefs, 1 if spec.forward_only else len(self.shards))
             q_N = self.training_q() if spec.estimator.q == "training" else member_q_N
             found = fit(
-                Blocks(len(members), self.shards, lambda m, s: features[m].train(s), queries),
-                spec.estimator, spec.index_dims, spec.seed, self.report, scratch,
+                self.readable, spec.estimator, spec.index_dims, spec.seed,
+                self.report, scratch, self.parts,
             )  # fmt: skip
             made = indexes.compress(
                 found, q_N, spec.estimator,
@@ -466,7 +492,7 @@ class Making:
                 projector_scale=made.projector_scale,
                 unit=made.unit,
                 networks=spec.models,
-                spread=self.spread(made, features, found.whitenings, q_N),
+                spread=self.spread(made, self.stored, found.whitenings, q_N),
             )
 
         made_by = {

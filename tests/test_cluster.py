@@ -29,7 +29,7 @@ SPEC = BuildSpec(
     data=DataSpec(noise=0.1),
     width=0.25,
     models=4,
-    masks=10,
+    masks=9,
     epochs=2,
     features=FeatureSpec(ka=8, kg=2),
     estimator=EstimatorSpec(),
@@ -133,9 +133,11 @@ def test_a_node_and_a_worker_killed_in_mid_build_cost_only_their_tasks(
     assert {name: after[name] for name in before} == before  # nothing stored was done again
     assert {"run", "features"} <= {name.split("/")[0] for name in before}
     assert in_the_making(shared, "run") == in_the_making(shared, "features") == 0
-    networks, features = 4, 4 * 2  # masks are featurized eight together
-    assert sum(who.done.values()) == 2 * networks + features
-    assert who.done["first (127.0.0.1)"] > networks
+    networks, members = 4, 4 * 9
+    features = 4 * 2  # masks are featurized eight together
+    fitted = members + 25 + 2 * members  # the range is sketched of 25
+    assert sum(who.done.values()) == 2 * networks + features + fitted  # each is told once
+    assert who.done["second (127.0.0.1)"] == 1
 
 
 NAMESPACE = subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode == 0
