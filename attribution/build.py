@@ -42,7 +42,7 @@ from .records import (
     known,
     silent,
 )
-from .store import Artifact, Draft, Store
+from .store import Artifact, Draft, Store, npy
 from .stored import (
     Stored,
     doubts,
@@ -61,6 +61,7 @@ from .train import probabilities
 
 Kept = TypeVar("Kept")
 TOP = 50  # hits of each test example by which ensembles are compared
+QUERIES = 2**10  # query vectors that are read between two openings of their file
 TOGETHER = 2**28  # bytes of exact scores that are kept for all test examples at once
 
 
@@ -204,9 +205,7 @@ class Build:
         tests_W = np.flatnonzero(self.predicted_T != self.test_labels_T)
 
         def queries(targets_T: np.ndarray) -> np.ndarray:
-            rows = [self._row_of[int(t), int(targets_T[t])] for t in tests_W]
-            u_Wd = [self.compressed.queries_TMd[r].mean(0, dtype=np.float32) for r in rows]
-            return np.array(u_Wd).reshape(len(rows), self.compressed.rows.d)
+            return self._mean_queries([self._row_of[int(t), int(targets_T[t])] for t in tests_W])
 
         return tests_W, queries(self.predicted_T), queries(self.test_labels_T)
 
@@ -219,8 +218,19 @@ class Build:
     @property
     def _given_Td(self) -> np.ndarray:
         """The ensemble's query vector for the given label of every test example."""
-        u_TMd = self.compressed.queries_TMd[: len(self.test_labels_T)]
-        return np.stack([u_Md.mean(0, dtype=np.float32) for u_Md in u_TMd])
+        return self._mean_queries(list(range(len(self.test_labels_T))))
+
+    def _mean_queries(self, rows: Sequence[int]) -> np.ndarray:
+        """Means over the members of stored query vectors, (len(rows), d).
+
+        What is read of a memory-mapped file is counted as ours until it is closed.
+        """
+        found = np.empty((len(rows), self.compressed.queries_TMd.shape[2]), np.float32)
+        for t in range(0, len(rows), QUERIES):
+            u_TMd = self.index.array("queries", memory_map=True)
+            for j, row in enumerate(rows[t : t + QUERIES]):
+                found[t + j] = u_TMd[row].mean(0, dtype=np.float32)
+        return found
 
     def top(self, k: int) -> np.ndarray:
         """Positions (T, k) of the strongest proponents of every test's given label; k <= TOP."""
@@ -381,9 +391,7 @@ class Build:
     @cached_property
     def _predicted_Td(self) -> np.ndarray:
         """Mean query vectors of every test example's predicted class."""
-        rows = [self._row_of[t, int(c)] for t, c in enumerate(self.predicted_T)]
-        u_TMd = self.compressed.queries_TMd
-        return np.stack([u_TMd[row].mean(0, dtype=np.float32) for row in rows])
+        return self._mean_queries([self._row_of[t, int(c)] for t, c in enumerate(self.predicted_T)])
 
     def _relabelled(self, train_id: int, label: int, report: Report) -> np.ndarray:
         """The row (d,) that a training example would have in the index under another label."""
@@ -662,6 +670,11 @@ class Build:
         """Exact ensemble scores of all pairs, float32 (T, N), for the given test labels."""
         return np.concatenate(list(self.score_blocks(report)))
 
+    def scores_npy(self, report: Report = silent) -> Iterator[bytes | memoryview]:
+        """`scores` as a .npy file has them, piece after piece."""
+        shape = len(self.test_labels_T), len(self.train_labels_N)
+        return npy(shape, np.float32, self.score_blocks(report))
+
     def score_blocks(self, report: Report = silent) -> Iterator[np.ndarray]:
         """`scores` of some test examples after the others, each at most `TOGETHER` bytes."""
         blocks, estimator = self._blocks, self.spec.estimator
@@ -859,7 +872,8 @@ class Build:
     def _wholes(self) -> list[Projected]:
         """The network and directions of each member; members that share them share one."""
         made: dict[tuple[Checkpoint, int], Projected] = {}
-        for member, name in zip(self.members, self._features, strict=True):
+        each = len(self._features) // len(self.members)  # shards
+        for member, name in zip(self.members, self._features[::each], strict=True):
             pair = member.checkpoint, member.draw
             if pair not in made:
                 module = load_network(self.store, self.spec, self.data, member.checkpoint)

@@ -222,13 +222,15 @@ class Engine:
     def estimate(self, spec: BuildSpec) -> Estimate:
         """What `build` will take, by a probe of a few seconds. Raises `UserError` as it does."""
         found = self._probe(spec)
-        seconds = estimates.seconds(found)
-        return Estimate(seconds, estimates.sizes(found), estimates.free(self.cache))
+        return replace(self._sizes(found), seconds=estimates.seconds(found))
 
     def room(self, spec: BuildSpec) -> None:
         """Raise `UserError` where the disk has not the room for a build."""
-        sizes = estimates.sizes(self._probe(spec))
-        Estimate({}, sizes, estimates.free(self.cache)).check()
+        self._sizes(self._probe(spec)).check()
+
+    def _sizes(self, found: estimates.Probe) -> Estimate:
+        more = estimates.scratch(found.spec, found.counts, len(found.members), found.width)
+        return Estimate({}, estimates.sizes(found), estimates.free(self.cache), more)
 
     def _probe(self, spec: BuildSpec) -> estimates.Probe:
         check(spec)

@@ -17,6 +17,7 @@ from .projection import checked_sites, own_projections, random_projections
 from .records import FeatureSpec, UserError
 
 BASIS_EXAMPLES = 2048  # enough for the leading directions of every layer
+VIEWS = 8  # members that are featurized together
 SHARD = 2**14  # training examples whose features are one artifact; their starts are multiples of 16
 
 

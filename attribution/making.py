@@ -30,8 +30,19 @@ from . import strategies, weights
 from .adapters import checked, fitted, saved
 from .cluster import HERE, Cluster
 from .data import Dataset, Split, dataset
+from .estimate import Counts, Estimate, free, scratch
 from .estimators import ESTIMATORS
-from .features import Block, Examples, Projected, block, featurized, margins, projected, shards
+from .features import (
+    VIEWS,
+    Block,
+    Examples,
+    Projected,
+    block,
+    featurized,
+    margins,
+    projected,
+    shards,
+)
 from .fit import Blocks, Scratch, Whitenings, fit
 from .gradients import attributed
 from .members import example_keys
@@ -50,7 +61,7 @@ from .records import (
     silent,
     within,
 )
-from .store import Artifact, Draft, Matrix, Store
+from .store import Artifact, Draft, Store
 from .stored import (
     Stored,
     fresh,
@@ -68,7 +79,6 @@ from .train import probabilities, snapshot_epochs, train
 
 SPREAD_QUERIES = 16  # queries on which the index's understatement of the spread is measured
 SPREAD_HITS = 16
-VIEWS = 8  # members that are featurized together
 
 
 def check(spec: BuildSpec) -> None:
@@ -375,8 +385,8 @@ class Making:
             whole = self.projected(members[0].checkpoint, members[0].draw)
             some = [member_of[name] for name in drafts]
             for half, examples in parts.items():
-                with self.store.matrices() as scratch:
-                    filled(whole, some, half, examples, list(drafts.values()), scratch)
+                with self.store.matrices() as matrices:
+                    filled(whole, some, half, examples, list(drafts.values()), matrices)
 
         made = dict(zip(of, self.store.make_all("features", of, fill), strict=True))
         return [made[self.features_of(member, shard)[0]] for member in members]
@@ -400,6 +410,7 @@ class Making:
     def blocks(self) -> list[Artifact]:
         """The features of each member, shard after shard."""
         self.places()
+        self.room()
         members, shards = self.members, range(len(self.shards))
         keys = [(some, shard) for some in side_by_side(members) for shard in shards]
         made = self.each("together", keys, "features")
@@ -409,6 +420,25 @@ class Making:
             for member, one in zip(some, together, strict=True)
         }
         return [found[member, shard] for member in members for shard in shards]
+
+    def room(self) -> None:
+        """Raise `UserError` where the disk has not the room for the features that are absent."""
+        absent = {
+            (replace(member, block=0, blocks=1), shard)
+            for member in self.members
+            for shard in range(len(self.shards))
+            if not self.store.has("features", self.features_of(member, shard)[0])
+        }
+        if not absent:
+            return
+        first = self.members[0]
+        K = self.projected(first.checkpoint, first.draw).size
+        counts = Counts(len(self.train), len(self.test), len(self.data.classes))
+        bytes_of = [rows.stop - rows.start for rows in self.shards]
+        bytes_of[0] += len(self.test)
+        sizes = {"features": sum(bytes_of[shard] for _, shard in absent) * (2 * K + 4)}
+        more = scratch(self.spec, counts, len(self.members), K)
+        Estimate({}, sizes, free(self.store.root), more).check()
 
     @cached_property
     def beliefs(self) -> list[Artifact]:
@@ -463,15 +493,15 @@ class Making:
         predicted_T, wrong, spec = self.predicted_T, self.wrong, self.spec
 
         def fill(draft: Draft) -> None:
-            with self.store.matrices() as scratch:
-                squeezed(draft, scratch)
+            with self.store.matrices() as made:
+                squeezed(draft, made)
 
-        def squeezed(draft: Draft, scratch: Scratch) -> None:
+        def squeezed(draft: Draft, matrices: Scratch) -> None:
             member_q_N = mean_q(beliefs, 1 if spec.forward_only else len(self.shards))
             q_N = self.training_q() if spec.estimator.q == "training" else member_q_N
             found = fit(
                 self.readable, spec.estimator, spec.index_dims, spec.seed,
-                self.report, scratch, self.parts,
+                self.report, matrices, self.parts,
             )  # fmt: skip
             made = indexes.compress(
                 found, q_N, spec.estimator,
@@ -710,14 +740,14 @@ def filled(
     half: str,
     some: Examples,
     drafts: Sequence[Draft],
-    scratch: Callable[[int, int], Matrix],
+    matrices: Scratch,
 ) -> None:
     """Write each member's features of the examples into its draft, batch by batch.
 
     In half precision, in units of their root mean square, which is known at the end only: until
     then they lie on scratch.
     """
-    raw_M = [scratch(len(some), whole.size) for _ in members]
+    raw_M = [matrices(len(some), whole.size) for _ in members]
     margin_MN = torch.empty(len(members), len(some))
     square_M = np.zeros(len(members))
     batches = []

@@ -104,12 +104,9 @@ class Draft:
 
         Returns it, memory-mapped.
         """
-        header = {"descr": np.dtype(kind).str, "fortran_order": False, "shape": shape}
         path = self.place / f"{name}.npy"
         with path.open("wb") as file:
-            np.lib.format.write_array_header_1_0(file, header)
-            for block in blocks:
-                file.write(np.ascontiguousarray(block, kind).data)
+            file.writelines(npy(shape, kind, blocks))
         made: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
         return made
 
@@ -278,7 +275,7 @@ class Store:
     def matrices(self) -> Iterator[Callable[[int, int], "Matrix"]]:
         """Makes matrices on scratch, ``(rows, columns) -> Matrix``; they are gone at the end."""
         with ExitStack() as stack:
-            yield lambda _, columns: Matrix(stack.enter_context(self.scratch()), columns)
+            yield lambda _, columns: Matrix(stack.enter_context(self.scratch()), columns, self.root)
 
     @contextmanager
     def scratch(self) -> Iterator[BinaryIO]:
@@ -309,11 +306,23 @@ def _never(draft: Draft) -> None:
     raise AssertionError("made a moment ago")
 
 
+def npy(
+    shape: tuple[int, ...], kind: type, blocks: Iterable[np.ndarray]
+) -> Iterator[bytes | memoryview]:
+    """An array as NumPy's format has it, of blocks of rows one after another."""
+    head = BytesIO()
+    facts = {"descr": np.dtype(kind).str, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(head, facts)
+    yield head.getvalue()
+    for block in blocks:
+        yield np.ascontiguousarray(block, kind).data
+
+
 class Matrix:
     """A float32 matrix in a file, read and written by ranges of rows, which memory holds alone."""
 
-    def __init__(self, file: BinaryIO, columns: int) -> None:
-        self._file, self._columns = file, columns
+    def __init__(self, file: BinaryIO, columns: int, root: Path) -> None:
+        self._file, self._columns, self._root = file, columns, root
 
     def __getitem__(self, rows: slice) -> torch.Tensor:
         found = torch.empty(rows.stop - rows.start, self._columns)
@@ -323,8 +332,10 @@ class Matrix:
         return found
 
     def __setitem__(self, rows: slice, values: torch.Tensor) -> None:
-        self._file.seek(4 * self._columns * rows.start)
-        self._file.write(np.ascontiguousarray(values.numpy(), np.float32).data.cast("B"))
+        with writable(self._root):
+            self._file.seek(4 * self._columns * rows.start)
+            self._file.write(np.ascontiguousarray(values.numpy(), np.float32).data.cast("B"))
+            self._file.flush()
 
 
 @contextmanager
