@@ -179,8 +179,12 @@ class Ray:
 
 
 @contextmanager
-def opened(engine: str, address: str, cache: Path) -> Iterator[Cluster]:
+def opened(
+    engine: str, address: str, cache: Path, processors: int | None = None
+) -> Iterator[Cluster]:
     """Who does the tasks: `engine` of `ENGINES`; Ray's at `address`, or here where there is none.
+
+    One that is started here has so many `processors`; left out, those of the machine.
 
     Raises `UserError` before any work starts where Ray is not installed, the address does not
     answer, or a node has another version of the program or does not see the cache.
@@ -213,6 +217,7 @@ def opened(engine: str, address: str, cache: Path) -> Iterator[Cluster]:
         try:
             ray.init(
                 address=address or "local",
+                num_cpus=None if address else processors,
                 include_dashboard=None if address else False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,

@@ -271,7 +271,7 @@ class Engine:
             lambda draft: making.summarise(draft, build_id, index, beside),
             asdict(spec),
         )
-        Build(self.store, artifact).votes(report)
+        Build(self.store, artifact).votes(report, cluster)
         return dict(artifact.manifest["summary"])
 
     def brought(
