@@ -12,7 +12,6 @@ are those of this process alone.
 import hashlib
 import logging
 import os
-import secrets
 import socket
 import sys
 from collections import Counter, deque
@@ -27,7 +26,7 @@ from typing import Any, Protocol
 import torch
 
 from .records import UserError, known
-from .store import writable
+from .store import word
 
 ENGINES = ("local", "ray")
 ANSWER = 5  # seconds for an address to answer
@@ -52,6 +51,7 @@ class Cluster(Protocol):
         """``of.step(*key)`` for every key, in their order."""
 
 
+@dataclass(frozen=True)
 class Local:
     """This process, one task after the other."""
 
@@ -135,17 +135,10 @@ class Ray:
                 wanted="a node for a task with as many threads, for the same results as here",
                 next_step="set OMP_NUM_THREADS to what a node has",
             )
-        word = secrets.token_hex(6)
-        place = root.absolute() / f".shared-{word}"
-        with writable(root):
-            root.mkdir(parents=True, exist_ok=True)
-            place.write_text(word)
-        try:
-            self._look(place, word)
-        finally:
-            place.unlink(missing_ok=True)
+        with word(root) as (place, said):
+            self._look(place, said)
 
-    def _look(self, place: Path, word: str) -> None:
+    def _look(self, place: Path, said: str) -> None:
         bound = self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
         probe = self.ray.remote(num_cpus=0, max_retries=0)(looker())
         asked = {
@@ -170,7 +163,7 @@ class Ray:
                     wanted=f"{version()}, as here",
                     next_step="install the same version there, or take it out of the cluster",
                 )
-            if read != word:
+            if read != said:
                 raise UserError(
                     found=f"node {node}, where {place.parent} is not the folder that it is here",
                     wanted="a folder that all nodes share, under the same path",
@@ -289,10 +282,10 @@ def looker() -> Any:
     """
 
     def look(path: str) -> tuple[str, str]:
-        try:
-            from attribution.cluster import version
+        from importlib import import_module
 
-            program = version()
+        try:
+            program = import_module("attribution.cluster").version()
         except Exception:
             program = ""
         try:

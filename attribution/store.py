@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import tempfile
 import time
@@ -352,6 +353,21 @@ def writable(root: Path, what: str = "cache") -> Iterator[None]:
             next_step=f"{'free some space' if full else 'mend its permissions'} or choose "
             f"another with --{what}",
         ) from error
+
+
+@contextmanager
+def word(root: Path) -> Iterator[tuple[Path, str]]:
+    """A file in the cache, and a word in it, by which others show that they see the same folder."""
+    said = secrets.token_hex(6)
+    place = root.absolute() / f".word-{said}"
+    with writable(root):
+        root.mkdir(parents=True, exist_ok=True)
+        place.write_text(said)
+    try:
+        yield place, said
+    finally:
+        with suppress(OSError):
+            place.unlink()
 
 
 def sweep(folder: Path, name: str) -> None:
