@@ -700,21 +700,21 @@ class Build:
         blocks, estimator = self._blocks, self.spec.estimator
         members, count, T = len(self.members), len(self.train_labels_N), len(self.test_labels_T)
         step = max(1, min(T, TOGETHER // (8 * count)))
-        done, total = 0, members * (1 + -(-T // step))
+        done, total = 0, members * -(-T // step)
         own_N = torch.zeros(count)
         with self.store.matrices() as scratch:
             whitenings = Whitenings(scratch, members)
-            for m in range(members):
-                report("scores", m, total)
-                whitenings[m] = whitened(blocks, estimator, m)
-                if estimator.relative:
-                    own_N += self._own(whitenings[m], m)
             for t in range(0, T, step):
                 tests = np.arange(t, min(t + step, T))
                 found_Nt = torch.zeros(count, len(tests))
                 for m in range(members):
-                    report("scores", members + done, total)
-                    left_Kt = self._left(whitenings[m], self._stored[m].of("test", tests))
+                    report("scores", done, total)
+                    white = whitenings[m] if t else whitened(blocks, estimator, m)
+                    if not t and step < T:
+                        whitenings[m] = white
+                    if not t and estimator.relative:
+                        own_N += self._own(white, m)
+                    left_Kt = self._left(white, self._stored[m].of("test", tests))
                     for s, rows in enumerate(blocks.shards):
                         found_Nt[rows] += second(blocks, estimator, m, s, left_Kt)
                     done += 1

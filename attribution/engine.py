@@ -51,7 +51,7 @@ from .records import (
 )
 from .revision import Revision, revise, revision
 from .store import Artifact, Draft, Store, is_id
-from .stored import facts, found, phi_of, recipe
+from .stored import facts, found, recipe, stored
 from .truth import Truth, differing, opened, truth, truth_spec
 
 KIND_OF = {
@@ -774,24 +774,26 @@ def chosen(store: Store, build: Build, report: Report) -> dict[str, Any]:
         spec = replace(build.spec, features=replace(build.spec.features, ka=ka, kg=kg))
         making = Making(store, spec, build.data, silent)
         member = Member(checkpoint=Checkpoint(run_id=making.runs[0].manifest["id"]))
-        made = making.features(member)
-        phi_NK, phi_TK = (phi_of(made, half, member, spec.estimator) for half in ("train", "test"))
-        found = tuning.spectrum(phi_NK, phi_TK)
+        parts = [making.features(member, shard) for shard in range(len(making.shards))]
+        made = stored([member], parts, spec.estimator)[0]
+        phi_NK = torch.cat([made.train(shard) for shard in range(len(parts))])
+        found = tuning.spectrum(phi_NK, torch.cat(list(made.tests())))
+        margin_N = torch.from_numpy(np.concatenate([p.array("train_margin") for p in parts]))
         damping = tuning.damping(found)
-        held_out = found.held_out(torch.from_numpy(made.array("train_margin")), damping)
+        held_out = found.held_out(margin_N, damping)
         widths.append({"ka": ka, "kg": kg, "damping": damping, "held_out": round(held_out, 4)})
         if best is None or held_out > best[0]:
-            best = (held_out, widths[-1], found.scores(damping), making, member, made)
+            best = (held_out, widths[-1], found.summed(damping), making, member, margin_N)
     assert best is not None
     report("tune", len(tuning.WIDTHS), len(tuning.WIDTHS) + 1)
-    _, width, scores_TN, making, member, made = best
+    _, width, scores_TN, making, member, margin_N = best
     heads = tuning.refitted(
         making.network(member.checkpoint), making.train, making.test, len(build.classes)
     )
     if making.spec.estimator.q == "training":
         q_N = making.training_q()
     else:
-        q_N = q(torch.from_numpy(made.array("train_margin")))
+        q_N = q(margin_N)
     power = making.spec.estimator.q_power
     if heads is not None:
         power = tuning.power(scores_TN, q_N, heads)

@@ -37,7 +37,7 @@ OVERSAMPLING = 64  # directions beyond d in the range finder
 RANGE_MEMBERS = 25  # members whose range is sketched; the others lie close to it
 RANK = 1e-12  # of the largest eigenvalue of Y'Y: below it is what single precision left of Y
 ROWS = 2**12  # of a tall matrix at a time, in double precision
-HELD = 2**24  # numbers of the queries at a time
+HELD = 2**22  # numbers of the queries at a time
 
 Part = TypeVar("Part")
 

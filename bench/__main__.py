@@ -21,6 +21,7 @@ NAMES = (
     "judged",
     "map",
     "member",
+    "memory",
     "mislabels",
     "paper_table",
     "peers",
