@@ -242,6 +242,21 @@ def build(
         bool,
         typer.Option("--estimate", help="Only say what it will take: seconds and bytes, measured."),
     ] = False,
+    workers: Annotated[
+        str,
+        typer.Option(
+            "--engine",
+            help="Who does the work: local (this process), or ray: a cluster, the result the same.",
+        ),
+    ] = "local",
+    address: Annotated[
+        str,
+        typer.Option(
+            help="HOST:PORT of a Ray cluster, asked from one of its nodes, which share the folder "
+            "of the cache. Left out: one on this machine.",
+            show_default=False,
+        ),
+    ] = "",
     cache: Cache = CACHE,
     as_json: AsJson = False,
     job: Annotated[str, typer.Option(hidden=True)] = "",
@@ -311,7 +326,11 @@ def build(
         seed=seed,
     )
     engine = open_engine(cache)
-    with progress() as report, reported(cache, job, report) as (report, finish):
+    with (
+        progress() as report,
+        reported(cache, job, report) as (report, finish),
+        cluster(workers, address, cache) as who,
+    ):
         # Before a large folder is read; given weights are still to be counted among the settings.
         engine.check(replace(spec, train="") if given else spec)
         named = engine.read(data, how, report)
@@ -320,7 +339,7 @@ def build(
         if estimate:
             return show_estimate(engine.estimate(spec), as_json)
         already = engine.finished(spec)
-        summary = engine.build(spec, report)
+        summary = engine.build(spec, report, cluster=who)
         finish(state="done", build=summary["build"])
     if as_json:
         keys = ("build", "seconds", "bytes", "train", "test", "accuracy", "coverage")
@@ -1410,6 +1429,18 @@ def open_engine(cache: Path, workspace: Path | None = None) -> Any:
             found=f"{cache} is a file", wanted="a folder", next_step="choose another --cache"
         )
     return Engine(cache, workspace, os.environ.get(VARIABLE, ""))
+
+
+@contextmanager
+def cluster(engine: str, address: str, cache: Path) -> Iterator[Any]:
+    """Who does the tasks of a build; told at the end where it was not this process."""
+    from .cluster import Ray, opened
+
+    with opened(engine, address, cache) as who:
+        yield who
+    if isinstance(who, Ray):
+        shares = ", ".join(f"{node} {count}" for node, count in sorted(who.done.items()))
+        errors.print(f"Tasks by node: {shares or 'none, all was done'}.", markup=False)
 
 
 def restated(accuracy: Any) -> dict[str, Any]:

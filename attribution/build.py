@@ -7,7 +7,8 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any, TypeVar, cast
 from unicodedata import category
 
@@ -18,9 +19,10 @@ from torch import Tensor
 
 from . import groups, reading, signals, strategies, testlabels, weights
 from . import index as indexes
+from .cluster import HERE, Cluster
 from .data import Split, clean_labels, dataset, example_ids
 from .estimators import Whitening, q
-from .features import Examples, Projected, margins
+from .features import Examples, Projected, margins, shards
 from .fit import Blocks, Whitenings, second, totals, whitened
 from .folds import FoldsSpec, folds_id
 from .groups import GroupAnswer
@@ -42,7 +44,7 @@ from .records import (
     known,
     silent,
 )
-from .store import Artifact, Draft, Store, npy
+from .store import Artifact, Draft, Store, npy, store_at
 from .stored import (
     Stored,
     doubts,
@@ -108,6 +110,10 @@ class Build:
         self._lock = threading.Lock()
         self._fresh: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
         self._steady: OrderedDict[str, np.ndarray] = OrderedDict()
+
+    def __reduce__(self) -> tuple[Callable[..., "Build"], tuple[Any, ...]]:
+        """To a worker it travels as what it is called."""
+        return reopened, (*self.store.address, self.id)
 
     @cached_property
     def findings(self) -> reading.Findings | None:
@@ -584,25 +590,24 @@ class Build:
             unseen_NC=unseen.array("belief") if unseen else None,
         )
 
-    def votes(self, report: Report = silent) -> Artifact:
+    def votes(self, report: Report = silent, cluster: Cluster = HERE) -> Artifact:
         """The votes on every training label of its neighbours and of those it opposes."""
         classes, count = len(self.classes), len(self.train_labels_N)
 
         def fill(draft: Draft) -> None:
-            whole = examples(self.spec, self.data, self.data.train)
+            steps = len(self._networks) + 1
             shares = []
-            for m, name in enumerate(self._networks):
-                report("signals", m, len(self._networks) + 1)
-                module = load_network(self.store, self.spec, self.data, Checkpoint(run_id=name))
-                x_NH = signals.embedded(module, whole, classes)
-                shares.append(signals.neighbour_votes(x_NH, self.train_labels_N, classes))
-            report("signals", len(self._networks), len(self._networks) + 1)
-            k = min(signals.OPPONENTS, count)
-            found_Tk = indexes.search(self.compressed.rows, self._given_Td, k, opponents=True)[1]
+            report("signals", 0, steps)
+            networks = [(name,) for name in self._networks]
+            for share_NC in cluster.map(self, "neighbour_votes", networks):
+                shares.append(share_NC)
+                report("signals", len(shares), steps)
+            found = cluster.map(self, "opponents", [(rows,) for rows in shards(count)])
+            found_Tk = indexes.merged(found, signals.OPPONENTS, opponents=True)[1]
             opposed_NC = signals.opponent_votes(found_Tk, self.test_labels_T, count, classes)
             draft.array("neighbours", np.stack(shares).mean(0).astype(np.float32))
             draft.array("opponents", opposed_NC.astype(np.float32))
-            report("signals", len(self._networks) + 1, len(self._networks) + 1)
+            report("signals", steps, steps)
 
         made_by = {
             "index": self.index.manifest["id"],
@@ -611,6 +616,21 @@ class Build:
             "opponents": signals.OPPONENTS,
         }
         return self.store.make("votes", content_id("votes", made_by), fill, made_by)
+
+    def neighbour_votes(self, run_id: str) -> np.ndarray:
+        """The votes (N, C) of each training example's neighbours as one network sees them."""
+        whole, classes = examples(self.spec, self.data, self.data.train), len(self.classes)
+        module = load_network(self.store, self.spec, self.data, Checkpoint(run_id=run_id))
+        x_NH = signals.embedded(module, whole, classes)
+        return signals.neighbour_votes(x_NH, self.train_labels_N, classes)
+
+    def opponents(self, shard: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Scores and positions (T, k) of the strongest opponents in a shard of every test's label.
+
+        Opponents of the given label, as `indexes.merged` takes them.
+        """
+        rows, k = self.compressed.rows, signals.OPPONENTS
+        return indexes.search(rows, self._given_Td, k, opponents=True, shard=shard)
 
     def lay_out(self, report: Report = silent) -> Artifact:
         """Places of all images in the plane, `xy` (N + T, 2), and what of it is to be believed."""
@@ -934,3 +954,10 @@ def visible(names: Iterable[str]) -> tuple[str, ...]:
         name if any(category(sign)[0] in "LNPS" for sign in name) else f"class {number}"
         for number, name in enumerate(names)
     )
+
+
+@lru_cache(maxsize=1)
+def reopened(root: Path, remote: str, build_id: str) -> Build:
+    """The build of a worker."""
+    store = store_at(root, remote)
+    return Build(store, found(store, "build", build_id))

@@ -25,6 +25,7 @@ from .brittleness import check as check_removals
 from .brittleness import summary as brittle
 from .build import TOP, Build, recalled
 from .changes import Changes, changes
+from .cluster import HERE, Cluster
 from .compare import Variance, variance
 from .data import DATASETS, Split, dataset
 from .decisions import Decisions
@@ -49,9 +50,8 @@ from .records import (
     silent,
     within,
 )
-from .remote import Remote
 from .revision import Revision, revise, revision
-from .store import Artifact, Draft, Store, is_id
+from .store import Artifact, Draft, is_id, store_at
 from .stored import facts, found, recipe, stored
 from .truth import Truth, differing, opened, truth, truth_spec
 
@@ -79,7 +79,7 @@ class Engine:
         self.cache = cache
         self.workspace = workspace or cache.absolute().parent
         self.remote = remote
-        self.store = Store(cache, Remote(remote) if remote else None)
+        self.store = store_at(cache, remote)
         self.decisions = Decisions(self.workspace / "decisions.sqlite")
         self.notes = Notes(self.workspace / "notes.sqlite")
         self._opened: OrderedDict[str, Build] = OrderedDict()
@@ -251,11 +251,18 @@ class Engine:
             made = frozen_below(made, spec.model, counts.classes)
         return estimates.probe(spec, counts, made, some)
 
-    def build(self, spec: BuildSpec, report: Report = silent, beside: str = "") -> dict[str, Any]:
+    def build(
+        self,
+        spec: BuildSpec,
+        report: Report = silent,
+        beside: str = "",
+        cluster: Cluster = HERE,
+    ) -> dict[str, Any]:
         """Make everything `spec` asks for that is not there yet, and the build's summary.
 
-        `beside` names the build that it is only to be compared with. Raises `UserError` for a spec
-        that makes no sense, before anything is computed.
+        `beside` names the build that it is only to be compared with; `cluster` does the work, with
+        the same result whoever it is. Raises `UserError` for a spec that makes no sense, before
+        anything is computed.
         """
         check(spec)
         data = dataset(self.store, spec.data, report)
@@ -263,7 +270,7 @@ class Engine:
         if found := self._whole(build_id):
             self._share(found)
             return dict(found.manifest["summary"])
-        making = Making(self.store, spec, data, report)
+        making = Making(self.store, spec, data, report, cluster)
         index = making.index()
         artifact = self.store.make(
             "build",
@@ -271,7 +278,7 @@ class Engine:
             lambda draft: making.summarise(draft, build_id, index, beside),
             asdict(spec),
         )
-        Build(self.store, artifact).votes(report)
+        Build(self.store, artifact).votes(report, cluster)
         self._share(artifact)
         return dict(artifact.manifest["summary"])
 

@@ -88,12 +88,35 @@ def weights(q_N: Tensor, self_influence_N: Tensor, spec: EstimatorSpec) -> Tenso
 
 
 def search(
-    rows: faiss.Index, u_TF: np.ndarray, k: int, opponents: bool = False
+    rows: faiss.Index,
+    u_TF: np.ndarray,
+    k: int,
+    opponents: bool = False,
+    shard: slice | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Top k by inner product, or bottom k: the top k of the negated queries, negated."""
+    """Top k by inner product, or bottom k: the top k of the negated queries, negated.
+
+    Of a `shard` of the rows where one is named, fewer than k if it has not as many.
+    """
     sign = -1 if opponents else 1
-    scores_Tk, ids_Tk = rows.search(np.ascontiguousarray(sign * u_TF, np.float32), k)
+    asked_TF = np.ascontiguousarray(sign * u_TF, np.float32)
+    only = None
+    if shard is not None:
+        sel = faiss.IDSelectorRange(shard.start, shard.stop)
+        only = faiss.SearchParameters(sel=sel)  # type: ignore[call-arg]
+        k = min(k, shard.stop - shard.start)
+    scores_Tk, ids_Tk = rows.search(asked_TF, k, params=only)
     return sign * scores_Tk, ids_Tk
+
+
+def merged(
+    found: Iterable[tuple[np.ndarray, np.ndarray]], k: int, opponents: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """The first k of what `search` found in every shard: those of all rows together."""
+    shards = list(found)
+    scores_TX, ids_TX = (np.concatenate(parts, 1) for parts in zip(*shards, strict=True))
+    first_Tk = (scores_TX if opponents else -scores_TX).argsort(1, kind="stable")[:, :k]
+    return np.take_along_axis(scores_TX, first_Tk, 1), np.take_along_axis(ids_TX, first_Tk, 1)
 
 
 def nearest(x_NH: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -11,10 +11,11 @@ Axes: N train, T test, C classes, M members, K features of a member, d index dim
 import math
 import resource
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cached_property, lru_cache, partial
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from . import index as indexes
 from . import strategies, weights
 from .adapters import checked, fitted, saved
-from .data import Dataset, Split
+from .cluster import HERE, Cluster
+from .data import Dataset, Split, dataset
 from .estimate import Counts, Estimate, free, scratch
 from .estimators import ESTIMATORS
 from .features import (
@@ -56,9 +58,10 @@ from .records import (
     UserError,
     content_id,
     known,
+    silent,
     within,
 )
-from .store import Artifact, Draft, Store
+from .store import Artifact, Draft, Store, store_at
 from .stored import (
     Stored,
     fresh,
@@ -117,30 +120,75 @@ def id_of(spec: BuildSpec, data: Dataset) -> str:
 class Making:
     """A build in the making: each method makes one kind of artifact, or finds it."""
 
-    def __init__(self, store: Store, spec: BuildSpec, data: Dataset, report: Report) -> None:
+    def __init__(
+        self,
+        store: Store,
+        spec: BuildSpec,
+        data: Dataset,
+        report: Report = silent,
+        cluster: Cluster = HERE,
+    ) -> None:
         self.store, self.spec, self.data, self.report = store, spec, data, report
+        self.cluster = cluster
         self.train = examples(spec, data, data.train)
         self.test = examples(spec, data, data.test)
         if spec.adapters:  # before anything is trained
             checked(network(spec.model, data, spec.width, spec.seed, spec.preprocess), spec.lora)
-        total = spec.models * (1 + spec.finetunes + spec.adapters)
-        self.runs = [
-            self.given(spec.weights[i]) if spec.weights else self.run(i, "", i, total)
-            for i in range(spec.models)
-        ]
-        done = iter(range(spec.models, total))
-        self.tuned = [
-            self.run(f, run.manifest["id"], next(done), total)
-            for run in self.runs
-            for f in range(spec.finetunes)
-        ]
-        self.adapters = [
-            self.adapter(run.manifest["id"], j, next(done), total)
-            for run in self.runs
-            for j in range(spec.adapters)
-        ]
-        report("train", total, total)
         self._projected: dict[tuple[Checkpoint, int], Projected] = {}
+
+    def __reduce__(self) -> tuple[Callable[..., "Making"], tuple[Any, ...]]:
+        """To a worker it travels as what it is of."""
+        return remade, (*self.store.address, self.spec, id_of(self.spec, self.data))
+
+    def each(
+        self, step: str, keys: Sequence[tuple], stage: str, done: int = 0, total: int = 0
+    ) -> list[Any]:
+        """What `step` makes of every key, in their order, by whoever does the tasks.
+
+        They are the tasks from `done` on of the `total` (0: all) of a stage.
+        """
+        found: list[Any] = []
+        total = total or len(keys)
+        if keys:
+            self.report(stage, done, total)
+        for made in self.cluster.map(self, step, keys):
+            found.append(made)
+            self.report(stage, done + len(found), total)
+        return found
+
+    @property
+    def trainings(self) -> int:
+        """Networks and adapters that are trained."""
+        return self.spec.models * (1 + self.spec.finetunes + self.spec.adapters)
+
+    @cached_property
+    def runs(self) -> list[Artifact]:
+        """The networks, trained or given."""
+        spec, total = self.spec, self.trainings
+        if spec.weights:
+            return self.each("given", [(w,) for w in spec.weights], "train", 0, total)
+        keys = [(i, "", i, total) for i in range(spec.models)]
+        return self.each("run", keys, "train", 0, total)
+
+    @cached_property
+    def tuned(self) -> list[Artifact]:
+        """The short fine-tunes on from each network."""
+        return self._from_each("run", self.spec.finetunes)
+
+    @cached_property
+    def adapters(self) -> list[Artifact]:
+        """The LoRA adapters on each network."""
+        return self._from_each("adapter", self.spec.adapters)
+
+    def _from_each(self, step: str, count: int) -> list[Artifact]:
+        parents = [run.manifest["id"] for run in self.runs]
+        first = len(parents)
+        keys = [
+            (j, parent, first + i * count + j, self.trainings)
+            for i, parent in enumerate(parents)
+            for j in range(count)
+        ]
+        return self.each(step, keys, "train", first, self.trainings)
 
     def part(self, at: int, total: int) -> Report:
         """Progress of the `at`-th of `total` trainings."""
@@ -226,7 +274,7 @@ class Making:
         correct_T = probs_TC.argmax(1) == self.test.target_N
         draft.note(accuracy=float(correct_T.float().mean()))
 
-    def adapter(self, run_id: str, j: int, at: int, total: int) -> Artifact:
+    def adapter(self, j: int, run_id: str, at: int, total: int) -> Artifact:
         """The j-th LoRA adapter on a trained network."""
         lora, seed = self.spec.lora, 1000 * self.seed_of(run_id) + j
 
@@ -289,6 +337,11 @@ class Making:
 
         made_by = {**asdict(checkpoint), **asdict(self.directions(draw))}
         return self.store.make("sites", self.sites_id(checkpoint, draw), fill, made_by)
+
+    def places(self) -> list[Artifact]:
+        """The directions of every network, before its members wait for them."""
+        keys = dict.fromkeys((m.checkpoint, m.draw) for m in self.members)
+        return self.each("sites", list(keys), "basis")
 
     def network(self, checkpoint: Checkpoint) -> torch.nn.Module:
         return load_network(self.store, self.spec, self.data, checkpoint)
@@ -356,18 +409,17 @@ class Making:
     @cached_property
     def blocks(self) -> list[Artifact]:
         """The features of each member, shard after shard."""
-        members = self.members
-        found: dict[tuple[Member, int], Artifact] = {}
-        done, total = 0, len(members) * len(self.shards)
+        self.places()
         self.room()
-        for some in side_by_side(members):
-            for shard in range(len(self.shards)):
-                self.report("features", done, total)
-                made = self.together(some, shard)
-                found |= {(m, shard): one for m, one in zip(some, made, strict=True)}
-                done += len(some)
-        self.report("features", total, total)
-        return [found[m, shard] for m in members for shard in range(len(self.shards))]
+        members, shards = self.members, range(len(self.shards))
+        keys = [(some, shard) for some in side_by_side(members) for shard in shards]
+        made = self.each("together", keys, "features")
+        found = {
+            (member, shard): one
+            for (some, shard), together in zip(keys, made, strict=True)
+            for member, one in zip(some, together, strict=True)
+        }
+        return [found[member, shard] for member in members for shard in shards]
 
     def room(self) -> None:
         """Raise `UserError` where the disk has not the room for the features that are absent."""
@@ -393,25 +445,52 @@ class Making:
         """What q is averaged over: the members, or the masks of a forward-only ensemble."""
         if not self.spec.forward_only:
             return self.blocks
-        return [self.margins(m) for m in strategies.beliefs(self.spec, self.checkpoints)]
+        members = strategies.beliefs(self.spec, self.checkpoints)
+        return self.each("margins", [(m,) for m in members], "margins")
 
-    def index(self) -> Artifact:
-        """The compressed index, and the query vectors of every test example."""
-        members, blocks, beliefs = self.members, self.blocks, self.beliefs
-        predicted_T = self.test_probs().argmax(1)
-        wrong = np.flatnonzero(predicted_T != self.data.test.labels_N)
-        spec = self.spec
-        some = self.test[wrong]
-        second = Examples(some.x_N, some.key_N, torch.from_numpy(predicted_T[wrong]))
+    @cached_property
+    def predicted_T(self) -> np.ndarray:
+        """The class that the networks together give each test example."""
+        return self.test_probs().argmax(1)
 
-        features = stored(members, blocks, spec.estimator)
+    @cached_property
+    def wrong(self) -> np.ndarray:
+        """Test examples for which that is not their label."""
+        return np.flatnonzero(self.predicted_T != self.data.test.labels_N)
+
+    @cached_property
+    def stored(self) -> list[Stored]:
+        return stored(self.members, self.blocks, self.spec.estimator)
+
+    @cached_property
+    def readable(self) -> Blocks:
+        """The features as `fit` reads them, here or on a worker."""
+        features, members = self.stored, self.members
+        some = self.test[self.wrong]
+        second = Examples(some.x_N, some.key_N, torch.from_numpy(self.predicted_T[self.wrong]))
 
         def queries(m: int) -> Iterator[Tensor]:
             """For the label of every test example, then for the predicted one where it differs."""
             yield from features[m].tests()
             for rows in shards(len(second)):
                 whole = self.projected(members[m].checkpoint, members[m].draw)
-                yield fresh(whole, members[m], second[rows], spec.estimator)
+                yield fresh(whole, members[m], second[rows], self.spec.estimator)
+
+        return Blocks(len(members), self.shards, lambda m, s: features[m].train(s), queries)
+
+    def fitting(self, function: Callable[..., Any], *key: Any) -> Any:
+        """A task of `fit`: one of its functions, of the features of this build."""
+        return function(self.readable, self.spec.estimator, *key)
+
+    def parts(self, work: Callable[..., Any], tasks: Iterable[tuple[Any, ...]], /) -> Iterator[Any]:
+        """`fit.Each`, by whoever does the tasks: what travels is the function, not the features."""
+        assert isinstance(work, partial)
+        return self.cluster.map(self, "fitting", ((work.func, *task) for task in tasks))
+
+    def index(self) -> Artifact:
+        """The compressed index, and the query vectors of every test example."""
+        members, blocks, beliefs = self.members, self.blocks, self.beliefs
+        predicted_T, wrong, spec = self.predicted_T, self.wrong, self.spec
 
         def fill(draft: Draft) -> None:
             with self.store.matrices() as made:
@@ -421,8 +500,8 @@ class Making:
             member_q_N = mean_q(beliefs, 1 if spec.forward_only else len(self.shards))
             q_N = self.training_q() if spec.estimator.q == "training" else member_q_N
             found = fit(
-                Blocks(len(members), self.shards, lambda m, s: features[m].train(s), queries),
-                spec.estimator, spec.index_dims, spec.seed, self.report, matrices,
+                self.readable, spec.estimator, spec.index_dims, spec.seed,
+                self.report, matrices, self.parts,
             )  # fmt: skip
             made = indexes.compress(
                 found, q_N, spec.estimator,
@@ -443,7 +522,7 @@ class Making:
                 projector_scale=made.projector_scale,
                 unit=made.unit,
                 networks=spec.models,
-                spread=self.spread(made, features, found.whitenings, q_N),
+                spread=self.spread(made, self.stored, found.whitenings, q_N),
             )
 
         made_by = {
@@ -622,6 +701,20 @@ class Making:
                 "spec": asdict(spec),
             },
         )
+
+
+@lru_cache(maxsize=1)
+def remade(root: Path, remote: str, spec: BuildSpec, build_id: str) -> Making:
+    """The build in the making of a worker. Raises `UserError` where its code is another here."""
+    store = store_at(root, remote)
+    data = dataset(store, spec.data)
+    if id_of(spec, data) != build_id:
+        raise UserError(
+            found="a FILE.py that is not the one that the build was asked for with",
+            wanted="the same file on every node, under the same path",
+            next_step="put it into a folder that they share",
+        )
+    return Making(store, spec, data)
 
 
 def examples(spec: BuildSpec, data: Dataset, split: Split) -> Examples:

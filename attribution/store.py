@@ -13,6 +13,7 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import tempfile
 import time
@@ -154,6 +155,11 @@ class Draft:
         self.notes |= notes
 
 
+def store_at(root: Path, remote: str = "") -> "Store":
+    """The store in the folder `root`, with the remote of that URL if there is one."""
+    return Store(root, Remote(remote) if remote else None)
+
+
 class Store:
     """The cache folder, and the remote that it is a mirror of, if there is one."""
 
@@ -162,6 +168,11 @@ class Store:
         self.remote = remote
         self._open: dict[tuple[str, str], Artifact] = {}
         self._shared: set[tuple[str, str]] = set()  # the remote has them
+
+    @property
+    def address(self) -> tuple[Path, str]:
+        """What `store_at` opens this store by, in another process."""
+        return self.root.absolute(), self.remote.url if self.remote else ""
 
     def find(self, kind: str, name: str) -> Artifact | None:
         """The artifact, or None where it is absent. Raises `UserError` when damaged.
@@ -482,6 +493,21 @@ def writable(root: Path, what: str = "cache") -> Iterator[None]:
             next_step=f"{'free some space' if full else 'mend its permissions'} or choose "
             f"another with --{what}",
         ) from error
+
+
+@contextmanager
+def word(root: Path) -> Iterator[tuple[Path, str]]:
+    """A file in the cache, and a word in it, by which others show that they see the same folder."""
+    said = secrets.token_hex(6)
+    place = root.absolute() / f".word-{said}"
+    with writable(root):
+        root.mkdir(parents=True, exist_ok=True)
+        place.write_text(said)
+    try:
+        yield place, said
+    finally:
+        with suppress(OSError):
+            place.unlink()
 
 
 def sweep(folder: Path, name: str) -> None:

@@ -16,6 +16,7 @@ NAMES = (
     "advisor",
     "applied",
     "click",
+    "cluster",
     "demo",
     "judged",
     "map",

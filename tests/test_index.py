@@ -317,3 +317,22 @@ def test_a_kernel_that_cannot_be_inverted_is_refused_by_both_forms(kind):
     drawn, spec = Drawn(12, features=40), EstimatorSpec(damping=0)
     with pytest.raises(UserError, match="cannot be inverted.*raise --damping"):
         index.exact(drawn.train, drawn.q_N, spec) if kind == "exact" else drawn.compressed(spec, 8)
+
+
+@pytest.mark.parametrize("opponents", [False, True])
+@pytest.mark.parametrize("k", [3, 40])
+def test_shards_that_are_searched_apart_and_merged_are_the_search_of_all_rows(k, opponents):
+    rows = Drawn().compressed(EstimatorSpec(), 16).rows
+    u_TF = np.random.default_rng(1).normal(size=(T, rows.d)).astype(np.float32)
+    shards = [slice(0, 16), slice(16, 60), slice(60, N)]
+    parts = [index.search(rows, u_TF, k, opponents, shard) for shard in shards]
+    for shard, (scores, ids) in zip(shards, parts, strict=True):
+        assert ids.shape == scores.shape == (T, min(k, shard.stop - shard.start))
+        assert ((shard.start <= ids) & (ids < shard.stop)).all()
+    exact_TN = u_TF @ rows.reconstruct_n(0, N).T
+    wanted = (exact_TN if opponents else -exact_TN).argsort(1)[:, :k]
+    for found in (index.merged(parts, k, opponents), index.search(rows, u_TF, k, opponents)):
+        np.testing.assert_array_equal(found[1], wanted)
+        np.testing.assert_allclose(
+            found[0], np.take_along_axis(exact_TN, wanted, 1), rtol=1e-5, atol=1e-6
+        )
