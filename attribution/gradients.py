@@ -144,7 +144,7 @@ class Prefix:
     The first pass keeps what each innermost module returns until a module that is masked is called.
     In later passes these modules return the same tensors, with their graph and with what `observe`
     kept of their inputs, instead of computing them again; functions between modules run once more.
-    A module with hooks of its own, and one whose result something changed in place, is computed anew.
+    A module with hooks of its own, and one whose result was changed in place, is computed anew.
     """
 
     def __init__(self, view: View) -> None:
@@ -513,8 +513,8 @@ def _reach(layer: nn.Conv2d) -> list[int]:
 def dense_input(layer: nn.Module, a: Tensor) -> Tensor:
     """What the gradient of a dense site needs of the layer's input.
 
-    For a norm over each example it is normalised here; for a batch norm, whose statistics are fixed,
-    it is the sums that are (`dense_gradient`).
+    For a norm over each example it is normalised here; for a batch norm, whose statistics are
+    fixed, it is the sums that are (`dense_gradient`).
     """
     match layer:
         case nn.GroupNorm():
@@ -535,9 +535,9 @@ def dense_gradient(layer: nn.Module, kept: Tensor, g: Tensor) -> Tensor:
         parts = [v.reshape(len(g), -1, layer.weight.numel()).sum(1) for v in (g * kept, g)]
     else:
         parts = [v.flatten(2).sum(2) if v.dim() > 2 else v for v in (g * kept, g)]
-        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
-            away = parts[0] - layer.running_mean * parts[1]
-            parts[0] = away * torch.rsqrt(layer.running_var + layer.eps)
+    if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+        away = parts[0] - layer.running_mean * parts[1]
+        parts[0] = away * torch.rsqrt(layer.running_var + layer.eps)
     return torch.cat(parts if layer.bias is not None else parts[:1], 1)
 
 

@@ -26,6 +26,11 @@ WHOLE_CHANNELS = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 DROPOUTS = (nn.Dropout, *WHOLE_CHANNELS)
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Tanh)
 
+# Tensors, because each call would have to make one of a number.
+FACTORS = torch.tensor([0x7FEB352D, -2073254261], dtype=torch.int32).unbind()
+SHIFTS = {s: torch.tensor(s, dtype=torch.int32) for s in (15, 16)}
+LOW = {s: torch.tensor((1 << 32 - s) - 1, dtype=torch.int32) for s in SHIFTS}
+
 
 def example_keys(ids: Sequence[str]) -> np.ndarray:
     """One int64 for each example id: what the masks know of an example."""
@@ -116,10 +121,10 @@ class View:
 def dropout_mask(key_B: Tensor, site: str, mask: int, units: int, p: float) -> Tensor:
     """What `mask` multiplies the units of `site` by, float32 (B, U): 0 with probability p.
 
-    The others get 1/(1-p). Hashing is in wrapping 32-bit arithmetic (xor-shift-multiply, a bijection
-    that spreads every input bit), 16 bits of it for a unit, and goes through a few rows at a time: it
-    halves when it stays in the processor's cache, and again without a tensor of bools, which torch
-    neither makes nor reads with vector instructions.
+    The others get 1/(1-p). Hashing is in wrapping 32-bit arithmetic (xor-shift-multiply, a
+    bijection that spreads every input bit), 16 bits of it for a unit, and goes through a few rows
+    at a time, which stay in the processor's cache. No tensor of bools is made: torch neither
+    writes nor reads one with vector instructions.
     """
     salt = int.from_bytes(hashlib.blake2b(f"{mask}/{site}".encode(), digest_size=8).digest())
     row_B = _mixed64(key_B ^ (salt - 2**63)).to(torch.int32)
@@ -150,14 +155,14 @@ def _pairs(count: int, device: torch.device) -> Tensor:
 
 def _multiply(h: Tensor, room: Tensor) -> None:
     """In place, what follows the first shift of the mixing of int32."""
-    _shift_in(h.mul_(0x7FEB352D), 15, room)
-    _shift_in(h.mul_(-2073254261), 16, room)
+    _shift_in(h.mul_(FACTORS[0]), 15, room)
+    _shift_in(h.mul_(FACTORS[1]), 16, room)
 
 
 def _shift_in(h: Tensor, shift: int, room: Tensor) -> None:
     """In place, h ^ (h >> shift)."""
     # The shift of signed integers copies the sign, which would leave high halves positive.
-    torch.bitwise_right_shift(h, shift, out=room).bitwise_and_((1 << 32 - shift) - 1)
+    torch.bitwise_right_shift(h, SHIFTS[shift], out=room).bitwise_and_(LOW[shift])
     h.bitwise_xor_(room)
 
 
