@@ -11,7 +11,6 @@ import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -338,12 +337,14 @@ def build(
 def show_estimate(found: Any, as_json: bool) -> None:
     """Print what a build will take; raise where the disk has not the room."""
     if as_json:
-        show_json({"seconds": found.seconds, "bytes": found.bytes, "free": found.free})
+        told = {"seconds": found.seconds, "bytes": found.bytes}
+        show_json({**told, "scratch": found.scratch, "free": found.free})
     else:
         parts = ", ".join(f"{name} {value:.1f} s" for name, value in found.seconds.items())
         out.print(
-            f"About {found.time:.0f} s ({parts}) and {found.room / 1e6:.0f} MB of the "
-            f"{found.free / 1e9:.1f} GB that are free, on this machine as busy as it is now."
+            f"About {found.time:.0f} s ({parts}) and {found.room / 1e6:.0f} MB, and "
+            f"{found.scratch / 1e6:.0f} MB more while it runs, of the {found.free / 1e9:.1f} GB "
+            "that are free, on this machine as busy as it is now."
         )
     found.check()
 
@@ -1148,15 +1149,13 @@ def scores(
 ) -> None:
     """Exact ensemble scores of all test x train pairs, float32 (T, N)."""
     opened = open_engine(cache).open(build_id)
+    tests, trains = len(opened.test_labels_T), len(opened.train_labels_N)
     with progress() as report:
-        scores_TN = opened.scores(report)
-    buffer = BytesIO()
-    np.save(buffer, scores_TN, allow_pickle=False)
-    write_whole(output, buffer.getvalue())
-    found = {"file": str(output), "test": scores_TN.shape[0], "train": scores_TN.shape[1]}
+        write_whole(output, opened.scores_npy(report))
+    found = {"file": str(output), "test": tests, "train": trains}
     if as_json:
         return show_json(found)
-    out.print(f"{output}: {scores_TN.shape[0]} test x {scores_TN.shape[1]} train scores.")
+    out.print(f"{output}: {tests} test x {trains} train scores.")
     return None
 
 
@@ -1419,12 +1418,13 @@ def agreed(path: Path, folder: bool, force: bool) -> None:
     )
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes | Iterable[bytes | memoryview]) -> None:
     """Write a file the user asked for: all of it, or the one that was there stays."""
     temporary = beside(path)
     with written(path, "a file"):
         try:
-            temporary.write_bytes(content)
+            with temporary.open("wb") as file:
+                file.writelines([content] if isinstance(content, bytes) else content)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

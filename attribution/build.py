@@ -19,8 +19,9 @@ from torch import Tensor
 from . import groups, reading, signals, strategies, testlabels, weights
 from . import index as indexes
 from .data import Split, clean_labels, dataset, example_ids
-from .estimators import Whitening, q, whitening
+from .estimators import Whitening, q
 from .features import Examples, Projected, margins
+from .fit import Blocks, Whitenings, second, totals, whitened
 from .folds import FoldsSpec, folds_id
 from .groups import GroupAnswer
 from .making import examples, spec_from
@@ -41,23 +42,26 @@ from .records import (
     known,
     silent,
 )
-from .store import Artifact, Draft, Store
+from .store import Artifact, Draft, Store, npy
 from .stored import (
+    Stored,
+    doubts,
     found,
     fresh,
     load_network,
     load_projected,
     member_from,
-    phi_of,
+    read,
     recipe,
     seen,
+    stored,
     was_watched,
-    whitened,
 )
 from .train import probabilities
 
 Kept = TypeVar("Kept")
 TOP = 50  # hits of each test example by which ensembles are compared
+QUERIES = 2**10  # query vectors that are read between two openings of their file
 TOGETHER = 2**28  # bytes of exact scores that are kept for all test examples at once
 
 
@@ -201,9 +205,7 @@ class Build:
         tests_W = np.flatnonzero(self.predicted_T != self.test_labels_T)
 
         def queries(targets_T: np.ndarray) -> np.ndarray:
-            rows = [self._row_of[int(t), int(targets_T[t])] for t in tests_W]
-            u_Wd = [self.compressed.queries_TMd[r].mean(0, dtype=np.float32) for r in rows]
-            return np.array(u_Wd).reshape(len(rows), self.compressed.rows.d)
+            return self._mean_queries([self._row_of[int(t), int(targets_T[t])] for t in tests_W])
 
         return tests_W, queries(self.predicted_T), queries(self.test_labels_T)
 
@@ -216,8 +218,19 @@ class Build:
     @property
     def _given_Td(self) -> np.ndarray:
         """The ensemble's query vector for the given label of every test example."""
-        u_TMd = self.compressed.queries_TMd[: len(self.test_labels_T)]
-        return np.stack([u_Md.mean(0, dtype=np.float32) for u_Md in u_TMd])
+        return self._mean_queries(list(range(len(self.test_labels_T))))
+
+    def _mean_queries(self, rows: Sequence[int]) -> np.ndarray:
+        """Means over the members of stored query vectors, (len(rows), d).
+
+        What is read of a memory-mapped file is counted as ours until it is closed.
+        """
+        found = np.empty((len(rows), self.compressed.queries_TMd.shape[2]), np.float32)
+        for t in range(0, len(rows), QUERIES):
+            u_TMd = self.index.array("queries", memory_map=True)
+            for j, row in enumerate(rows[t : t + QUERIES]):
+                found[t + j] = u_TMd[row].mean(0, dtype=np.float32)
+        return found
 
     def top(self, k: int) -> np.ndarray:
         """Positions (T, k) of the strongest proponents of every test's given label; k <= TOP."""
@@ -254,8 +267,9 @@ class Build:
 
         def fill(draft: Draft) -> None:
             scores_QGN = self._exact(np.array(pairs), report)
-            unit = float(np.abs(scores_QGN).max()) or 1.0
-            draft.array("scores", (scores_QGN / unit).astype(np.float16))
+            unit = max(float(np.abs(scores_GN).max()) for scores_GN in scores_QGN) or 1.0
+            halved = ((scores_GN / unit)[None] for scores_GN in scores_QGN)
+            draft.rows("scores", scores_QGN.shape, np.float16, halved)
             draft.note(unit=unit)
 
         made_by = {"build": self.id, "asked": pairs if len(pairs) == 1 else "all"}
@@ -284,22 +298,33 @@ class Build:
         groups = networks if networks > 1 else count
         total_QGN = torch.zeros(len(test_Q), groups, len(self.train_labels_N))
         own_N = torch.zeros(len(self.train_labels_N))
-        for m, (member, name) in enumerate(zip(self.members, self._features, strict=True)):
+        for m, member in enumerate(self.members):
             report("scores", m, count)
-            features = self._part("features", name)
-            phi_NK = phi_of(features, "train", member, estimator)
-            psi_QK = phi_of(features, "test", member, estimator)[test_Q]
+            psi_QK = self._stored[m].of("test", test_Q)
             if fresh_Q.any():
                 with self._lock:
                     psi_QK[fresh_Q] = fresh(self._wholes[m], member, others, estimator)
-            white = whitening(phi_NK, estimator)
-            # The kernel on the queries' side only: on the training rows it would cost as much again
-            left_QK = white.back(white(psi_QK).mT).mT
-            total_QGN[:, m * groups // count] += left_QK @ white.scaled(phi_NK).mT
+            white = whitened(self._blocks, estimator, m)
+            left_KQ = self._left(white, psi_QK)
+            for s, rows in enumerate(self._blocks.shards):
+                found_nQ = second(self._blocks, estimator, m, s, left_KQ)
+                total_QGN[:, m * groups // count, rows] += found_nQ.mT
             if estimator.relative:
-                own_N += white(phi_NK).square().sum(1)
+                own_N += self._own(white, m)
         report("scores", count, count)
-        return (total_QGN * self._weights(own_N) * (groups / count)).numpy()
+        return total_QGN.mul_(self._weights(own_N) * (groups / count)).numpy()
+
+    def _left(self, white: Whitening, psi_QK: Tensor) -> Tensor:
+        """W W'psi', (K, Q): the kernel on the queries' side only.
+
+        On the training rows it would cost as much again.
+        """
+        return white.back(white(psi_QK).mT)
+
+    def _own(self, white: Whitening, m: int) -> Tensor:
+        """A member's self-influence of the training examples, (N,)."""
+        shards = range(len(self._blocks.shards))
+        return torch.cat([white(self._blocks.train(m, s)).square().sum(1) for s in shards])
 
     def pull(
         self, test_id: int, target: int, train_ids: Sequence[int] | None = None
@@ -366,9 +391,7 @@ class Build:
     @cached_property
     def _predicted_Td(self) -> np.ndarray:
         """Mean query vectors of every test example's predicted class."""
-        rows = [self._row_of[t, int(c)] for t, c in enumerate(self.predicted_T)]
-        u_TMd = self.compressed.queries_TMd
-        return np.stack([u_TMd[row].mean(0, dtype=np.float32) for row in rows])
+        return self._mean_queries([self._row_of[t, int(c)] for t, c in enumerate(self.predicted_T)])
 
     def _relabelled(self, train_id: int, label: int, report: Report) -> np.ndarray:
         """The row (d,) that a training example would have in the index under another label."""
@@ -540,9 +563,12 @@ class Build:
         at = np.arange(len(self.train_labels_N))
         if len(beliefs) > 1:
             doubt_MN = 1 - np.stack([b[at, self.train_labels_N] for b in beliefs])
+            disagreement_N = signals.disagreement(doubt_MN)
         else:
-            blocks = [self._part("features", name) for name in self._features]
-            doubt_MN = np.stack([q(torch.from_numpy(b.array("train_margin"))) for b in blocks])
+            parts = [self._part("features", name) for name in self._features]
+            shards = len(parts) // len(self.members)
+            found = [signals.disagreement(q_Mn) for q_Mn in doubts(parts, shards)]
+            disagreement_N = np.concatenate(found)
         belief_NC = np.stack(beliefs).mean(0, dtype=np.float32)
         member_q_N = self.index.array("member_q")
         if not watched:
@@ -550,7 +576,7 @@ class Build:
         return signals.Evidence(
             belief_NC=belief_NC,
             watched=watched,
-            disagreement_N=signals.disagreement(doubt_MN),
+            disagreement_N=disagreement_N,
             q_N=member_q_N,
             self_influence_N=self.compressed.self_influence_N,
             neighbours_NC=votes.array("neighbours"),
@@ -642,12 +668,38 @@ class Build:
 
     def scores(self, report: Report = silent) -> np.ndarray:
         """Exact ensemble scores of all pairs, float32 (T, N), for the given test labels."""
-        total_TN = torch.zeros(len(self.test_labels_T), len(self.train_labels_N))
-        own_N = torch.zeros(len(self.train_labels_N))  # self-influence
-        for w_NK, w_TK in self._whitened("scores", report):
-            total_TN += w_TK @ w_NK.mT
-            own_N += w_NK.square().sum(1)
-        return (total_TN * self._weights(own_N) / len(self.members)).numpy()
+        return np.concatenate(list(self.score_blocks(report)))
+
+    def scores_npy(self, report: Report = silent) -> Iterator[bytes | memoryview]:
+        """`scores` as a .npy file has them, piece after piece."""
+        shape = len(self.test_labels_T), len(self.train_labels_N)
+        return npy(shape, np.float32, self.score_blocks(report))
+
+    def score_blocks(self, report: Report = silent) -> Iterator[np.ndarray]:
+        """`scores` of some test examples after the others, each at most `TOGETHER` bytes."""
+        blocks, estimator = self._blocks, self.spec.estimator
+        members, count, T = len(self.members), len(self.train_labels_N), len(self.test_labels_T)
+        step = max(1, min(T, TOGETHER // (8 * count)))
+        done, total = 0, members * (1 + -(-T // step))
+        own_N = torch.zeros(count)
+        with self.store.matrices() as scratch:
+            whitenings = Whitenings(scratch, members)
+            for m in range(members):
+                report("scores", m, total)
+                whitenings[m] = whitened(blocks, estimator, m)
+                if estimator.relative:
+                    own_N += self._own(whitenings[m], m)
+            for t in range(0, T, step):
+                tests = np.arange(t, min(t + step, T))
+                found_Nt = torch.zeros(count, len(tests))
+                for m in range(members):
+                    report("scores", members + done, total)
+                    left_Kt = self._left(whitenings[m], self._stored[m].of("test", tests))
+                    for s, rows in enumerate(blocks.shards):
+                        found_Nt[rows] += second(blocks, estimator, m, s, left_Kt)
+                    done += 1
+                yield (found_Nt.mT * (self._weights(own_N) / members)).numpy()
+        report("scores", total, total)
 
     def sums(self, subsets_SN: np.ndarray, report: Report = silent) -> np.ndarray:
         """Each member's scores summed over subsets of the training set, float32 (M, T, S).
@@ -655,15 +707,16 @@ class Build:
         Exact; their mean over members is what `scores` sums to, without ever holding T * N
         numbers.
         """
-        relative = self.spec.estimator.relative
+        blocks, estimator, members = self._blocks, self.spec.estimator, len(self.members)
         own_N = torch.zeros(len(self.train_labels_N))
-        for w_NK, _ in self._whitened("scores", silent) if relative else ():
-            own_N += w_NK.square().sum(1)
+        for m in range(members) if estimator.relative else ():
+            own_N += self._own(whitened(blocks, estimator, m), m)
         weight_NS = self._weights(own_N)[:, None] * torch.from_numpy(subsets_SN.T.copy()).float()
-        sums = [
-            (w_TK @ (w_NK.mT @ weight_NS)).numpy()
-            for w_NK, w_TK in self._whitened("scores", report)
-        ]
+        sums = []
+        for m in range(members):
+            report("scores", m, members)
+            sums.append(totals(blocks, estimator, m, weight_NS).numpy())
+        report("scores", members, members)
         return np.stack(sums)
 
     def _weights(self, own_N: Tensor) -> Tensor:
@@ -671,14 +724,15 @@ class Build:
         own_N = own_N / len(self.members)
         return indexes.weights(torch.from_numpy(self.q_N), own_N, self.spec.estimator)
 
-    def _whitened(self, stage: str, report: Report) -> Iterator[tuple[Tensor, Tensor]]:
-        """Exact vectors of the training and the test examples, (N, K) and (T, K), by member."""
-        blocks = (self._part("features", name) for name in self._features)
-        vectors = whitened(self.members, blocks, self.spec.estimator)
-        for m, pair in enumerate(vectors):
-            report(stage, m, len(self.members))
-            yield pair
-        report(stage, len(self.members), len(self.members))
+    @cached_property
+    def _stored(self) -> list[Stored]:
+        """The features of each member."""
+        parts = [self._part("features", name) for name in self._features]
+        return stored(self.members, parts, self.spec.estimator)
+
+    @cached_property
+    def _blocks(self) -> Blocks:
+        return read(self._stored)
 
     def image(self, split: str, position: int) -> np.ndarray:
         """The image as stored, uint8 (H, W) or (H, W, 3). Raises `UserError` out of range."""
@@ -818,7 +872,8 @@ class Build:
     def _wholes(self) -> list[Projected]:
         """The network and directions of each member; members that share them share one."""
         made: dict[tuple[Checkpoint, int], Projected] = {}
-        for member, name in zip(self.members, self._features, strict=True):
+        each = len(self._features) // len(self.members)  # shards
+        for member, name in zip(self.members, self._features[::each], strict=True):
             pair = member.checkpoint, member.draw
             if pair not in made:
                 module = load_network(self.store, self.spec, self.data, member.checkpoint)

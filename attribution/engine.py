@@ -50,7 +50,7 @@ from .records import (
 )
 from .revision import Revision, revise, revision
 from .store import Artifact, Draft, Store, is_id
-from .stored import facts, found, phi_of, recipe
+from .stored import facts, found, recipe, stored
 from .truth import Truth, differing, opened, truth, truth_spec
 
 KIND_OF = {
@@ -221,13 +221,15 @@ class Engine:
     def estimate(self, spec: BuildSpec) -> Estimate:
         """What `build` will take, by a probe of a few seconds. Raises `UserError` as it does."""
         found = self._probe(spec)
-        seconds = estimates.seconds(found)
-        return Estimate(seconds, estimates.sizes(found), estimates.free(self.cache))
+        return replace(self._sizes(found), seconds=estimates.seconds(found))
 
     def room(self, spec: BuildSpec) -> None:
         """Raise `UserError` where the disk has not the room for a build."""
-        sizes = estimates.sizes(self._probe(spec))
-        Estimate({}, sizes, estimates.free(self.cache)).check()
+        self._sizes(self._probe(spec)).check()
+
+    def _sizes(self, found: estimates.Probe) -> Estimate:
+        more = estimates.scratch(found.spec, found.counts, len(found.members), found.width)
+        return Estimate({}, estimates.sizes(found), estimates.free(self.cache), more)
 
     def _probe(self, spec: BuildSpec) -> estimates.Probe:
         check(spec)
@@ -764,24 +766,26 @@ def chosen(store: Store, build: Build, report: Report) -> dict[str, Any]:
         spec = replace(build.spec, features=replace(build.spec.features, ka=ka, kg=kg))
         making = Making(store, spec, build.data, silent)
         member = Member(checkpoint=Checkpoint(run_id=making.runs[0].manifest["id"]))
-        made = making.features(member, 0, 1)
-        phi_NK, phi_TK = (phi_of(made, half, member, spec.estimator) for half in ("train", "test"))
-        found = tuning.spectrum(phi_NK, phi_TK)
+        parts = [making.features(member, shard) for shard in range(len(making.shards))]
+        made = stored([member], parts, spec.estimator)[0]
+        phi_NK = torch.cat([made.train(shard) for shard in range(len(parts))])
+        found = tuning.spectrum(phi_NK, torch.cat(list(made.tests())))
+        margin_N = torch.from_numpy(np.concatenate([p.array("train_margin") for p in parts]))
         damping = tuning.damping(found)
-        held_out = found.held_out(torch.from_numpy(made.array("train_margin")), damping)
+        held_out = found.held_out(margin_N, damping)
         widths.append({"ka": ka, "kg": kg, "damping": damping, "held_out": round(held_out, 4)})
         if best is None or held_out > best[0]:
-            best = (held_out, widths[-1], found.scores(damping), making, member, made)
+            best = (held_out, widths[-1], found.summed(damping), making, member, margin_N)
     assert best is not None
     report("tune", len(tuning.WIDTHS), len(tuning.WIDTHS) + 1)
-    _, width, scores_TN, making, member, made = best
+    _, width, scores_TN, making, member, margin_N = best
     heads = tuning.refitted(
         making.network(member.checkpoint), making.train, making.test, len(build.classes)
     )
     if making.spec.estimator.q == "training":
         q_N = making.training_q()
     else:
-        q_N = q(torch.from_numpy(made.array("train_margin")))
+        q_N = q(margin_N)
     power = making.spec.estimator.q_power
     if heads is not None:
         power = tuning.power(scores_TN, q_N, heads)

@@ -22,8 +22,17 @@ from torch import nn
 from . import strategies
 from .adapters import fitted
 from .estimators import whitening
-from .features import BASIS_EXAMPLES, Examples, Projected, block, margins, projected
-from .index import OVERSAMPLING, RANGE_MEMBERS
+from .features import (
+    BASIS_EXAMPLES,
+    SHARD,
+    VIEWS,
+    Examples,
+    Projected,
+    block,
+    margins,
+    projected,
+)
+from .fit import OVERSAMPLING, RANGE_MEMBERS
 from .records import BuildSpec, Checkpoint, Member, RunSpec, UserError
 from .train import train
 
@@ -50,6 +59,7 @@ class Estimate:
     seconds: Mapping[str, float]
     bytes: Mapping[str, int]
     free: int  # bytes on the disk of the cache
+    scratch: int = 0  # bytes that it needs beside them while it runs
 
     @property
     def time(self) -> float:
@@ -61,10 +71,10 @@ class Estimate:
 
     def check(self) -> None:
         """Raise `UserError` where the disk has not the room."""
-        if self.room > self.free:
+        if self.room + self.scratch > self.free:
             raise UserError(
-                found=f"a build of about {self.room / 1e9:.2g} GB with {self.free / 1e9:.2g} GB "
-                "free on the disk",
+                found=f"a build of about {self.room / 1e9:.2g} GB, and {self.scratch / 1e9:.2g} GB "
+                f"while it runs, with {self.free / 1e9:.2g} GB free on the disk",
                 wanted="room for all of it",
                 next_step="free some, take fewer masks or networks, or choose another --cache",
             )
@@ -146,6 +156,17 @@ def sizes(probe: Probe) -> dict[str, int]:
     }
 
 
+def scratch(spec: BuildSpec, counts: Counts, members: int, features: int) -> int:
+    """Bytes on scratch at most: features in single precision, or what the fit keeps of them."""
+    N, T, K = counts.train, round(counts.test * (1 + WRONG)), features
+    d = min(spec.index_dims, N)
+    wide = min(N, d + OVERSAMPLING)
+    featurizing = min(members, VIEWS) * max(min(N, SHARD), counts.test) * K
+    each = K * (wide + d) + T * d + (spec.estimator.name == "trak") * K**2
+    fitting = N * (wide + d) + members * each + min(members, RANGE_MEMBERS) * K * wide
+    return 4 * max(featurizing, fitting)
+
+
 def seconds(probe: Probe) -> dict[str, float]:
     """Seconds of each stage, measured on a few examples."""
     spec, counts, some = probe.spec, probe.counts, probe.some
@@ -194,23 +215,26 @@ def seconds(probe: Probe) -> dict[str, float]:
 
 
 def fit(probe: Probe) -> float:
-    """Seconds of `index.compress` and of the spread beside it: two whitenings a member, the
-    products with the range finder's directions, and one QR."""
+    """Seconds of `fit.fit`: a whitening a member, products with the directions of the sketch and
+    of the basis, and two decompositions of their number."""
     spec, counts, K = probe.spec, probe.counts, probe.width
-    N, members = counts.train, len(probe.members)
-    wide = min(N, min(spec.index_dims, N) + OVERSAMPLING)
+    N, T, members = counts.train, counts.test * (1 + WRONG), len(probe.members)
+    d = min(N, spec.index_dims)
+    wide = min(N, d + OVERSAMPLING)
     side, rows = min(K, SIDE), min(N, SIDE)
     draw = torch.Generator().manual_seed(0)
     phi_NK = torch.randn(max(rows, side), side, generator=draw)
     product = once(lambda: phi_NK.mT @ phi_NK) / (len(phi_NK) * side**2)
-    kernel = once(lambda: whitening(phi_NK, spec.estimator)) - product * len(phi_NK) * side**2
+    kernel = once(lambda: whitening(phi_NK, spec.estimator)) - product * len(phi_NK) * side**2 / 2
     trak = spec.estimator.name == "trak"
-    white = max(kernel, 0) * (K / side) ** (3 if trak else 1) + trak * product * N * K**2
+    white = max(kernel, 0) * (K / side) ** (3 if trak else 1) + trak * product * N * K**2 / 2
     sketched = min(members, RANGE_MEMBERS)
-    passes = (members + 2 * sketched) * (N * K + trak * K**2) + members * counts.test * K
-    tall_Nl = torch.randn(rows, min(wide, rows), generator=draw)
-    qr = once(lambda: torch.linalg.qr(tall_Nl)) * (N * wide**2) / (rows * tall_Nl.shape[1] ** 2)
-    return members * 2 * white + passes * wide * product + qr
+    passes = float(wide * N * K * (members + 2 * sketched))
+    passes += 2 * trak * wide * K**2 * (members + sketched)
+    passes += members * K * (wide**2 / 2 + wide * d + T * d) + 3 * N * wide**2 + N * wide * d
+    small_ll = torch.randn(min(wide, SIDE), min(wide, SIDE), generator=draw).double()
+    eigen = 2 * once(lambda: torch.linalg.eigh(small_ll)) * (wide / len(small_ll)) ** 3
+    return members * white + passes * product + eigen
 
 
 def each(work: Callable[[int], object], most: int) -> float:

@@ -3,7 +3,8 @@
 Axes: N examples, K features, C classes.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,8 @@ from .projection import checked_sites, own_projections, random_projections
 from .records import FeatureSpec, UserError
 
 BASIS_EXAMPLES = 2048  # enough for the leading directions of every layer
+VIEWS = 8  # members that are featurized together
+SHARD = 2**14  # training examples whose features are one artifact; their starts are multiples of 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,12 +61,22 @@ class Projected:
         return 1 - missing / total
 
     @property
+    def size(self) -> int:
+        """K, the number of features."""
+        return sum(math.prod(t.shape[1] for t in some) for some in self.projections.values())
+
+    @property
     def fallback(self) -> tuple[str, ...]:
         """Parameters that vmap differentiates, for want of a hook."""
         return tuple(s.name for s in self.projections if s.kind == "parameter")
 
     def view(self, mask: int | None = None, p: float = 0.0, shared: bool = False) -> View:
         return View(self.network, self.mask_places, mask, p, shared)
+
+
+def shards(count: int) -> list[slice]:
+    """The training examples in ranges of at most `SHARD`, by position."""
+    return [slice(s, min(s + SHARD, count)) for s in range(0, count, SHARD)]
 
 
 def projected(
@@ -94,17 +107,32 @@ def projected(
     return Projected(network, mask_places, projections, left_out)
 
 
+def featurized(
+    views: Sequence[View],
+    examples: Examples,
+    projections: Mapping[Site, Projection],
+    batch: int = 0,
+) -> Iterator[tuple[slice, list[Block]]]:
+    """Batch after batch of the examples: which ones, and the block of each view of one network.
+
+    `batch` 0 chooses one that fits the caches.
+    """
+    batch = batch or fitting_batch(examples)
+    for b in range(0, len(examples), batch):
+        part = slice(b, min(b + batch, len(examples)))
+        some, blocks = examples[part], []
+        for view in views:
+            phi_BK, logits_BC = featurize(view, some.x_N, some.key_N, some.target_N, projections)
+            blocks.append(Block(phi_BK, margin(logits_BC, some.target_N)))
+        yield part, blocks
+
+
 def block(
     view: View, examples: Examples, projections: Mapping[Site, Projection], batch: int = 0
 ) -> Block:
-    """Features and margins of all examples; `batch` 0 chooses one that fits the caches."""
-    batch = batch or fitting_batch(examples)
-    parts = []
-    for b in range(0, len(examples), batch):
-        some = examples[slice(b, b + batch)]
-        phi_BK, logits_BC = featurize(view, some.x_N, some.key_N, some.target_N, projections)
-        parts.append((phi_BK, margin(logits_BC, some.target_N)))
-    return Block(torch.cat([p for p, _ in parts]), torch.cat([m for _, m in parts]))
+    """Features and margins of all examples by one view."""
+    parts = [only for _, (only,) in featurized([view], examples, projections, batch)]
+    return Block(torch.cat([p.phi_NK for p in parts]), torch.cat([p.margin_N for p in parts]))
 
 
 def margins(view: View, examples: Examples) -> Tensor:

@@ -13,7 +13,7 @@ approximates member m's score.
 Axes: N training examples, T queries, M members, K features of a member, d PCA dimensions, H hits.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import faiss
@@ -22,11 +22,10 @@ import torch
 from torch import Tensor
 
 from .estimators import Whitening, whitening
-from .records import EstimatorSpec, Report, silent
+from .fit import Fit
+from .records import EstimatorSpec
 
 Rows = faiss.Index
-OVERSAMPLING = 64  # directions beyond d in the range finder
-RANGE_MEMBERS = 25  # members whose range is sketched; the others lie close to it
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,83 +141,41 @@ class Compressed:
         return u_Md.astype(np.float32) @ rows_Hd.T * self.scale
 
 
-def compress(
-    members: int,
-    train: Callable[[int], Tensor],
-    queries: Callable[[int], Tensor],
-    q_N: Tensor,
-    spec: EstimatorSpec,
-    dims: int,
-    seed: int,
-    report: Report = silent,
-) -> Compressed:
-    """The index squeezed to `dims` dimensions by a streamed range finder and PCA.
+Keep = Callable[[str, tuple[int, ...], Iterator[Tensor]], np.ndarray]
+"""``keep(name, shape, blocks)``: the array that blocks of rows make, wherever it is kept."""
 
-    ``train(m)`` and ``queries(m)`` give member m's features, (N, K) and (T, K) float32; one
-    member is held at a time, and nothing of size N * N or M * K * N. Two passes: the first
-    sketches the range of the members' rows (arXiv 0909.4061, algorithm 4.1, with one power
-    step), the second projects every member on it.
-    """
-    draw = torch.Generator().manual_seed(seed)
-    count = len(q_N)
-    dims = min(dims, count)
-    width = min(count, dims + OVERSAMPLING)
-    whitenings: list[Whitening] = []
-    sketched = set(np.linspace(0, members - 1, min(members, RANGE_MEMBERS)).astype(int).tolist())
-    S_Nl = torch.randn(count, width, generator=draw)
-    Y_Nl = torch.zeros(count, width)
-    for m in range(members):
-        report("fit", m, 2 * members)
-        phi_NK = train(m)
-        whitenings.append(whitening(phi_NK, spec))
-        if m in sketched:
-            scaled_NK = whitenings[m].scaled(phi_NK)
-            rows_Kl = whitenings[m].times((scaled_NK.mT @ S_Nl).mT).mT
-            Y_Nl += scaled_NK @ whitenings[m].back(rows_Kl)
-    Q_Nl, _ = torch.linalg.qr(Y_Nl)
-    unit = whitenings[0].unit
-    gram_ll = torch.zeros(width, width)
-    projector_MKl: list[Tensor] = []
-    query_TMl: list[Tensor] = []
-    for m in range(members):
-        report("fit", members + m, 2 * members)
-        white = whitenings[m]
-        B_Kl = white.times((white.scaled(train(m)).mT @ Q_Nl).mT).mT  # W'Q, without W
-        gram_ll += B_Kl.mT @ B_Kl
-        P_Kl = white.back(B_Kl)
-        query_TMl.append(white.scaled(queries(m)) @ P_Kl)
-        projector_MKl.append(P_Kl)
-        whitenings[m] = Whitening()  # its K * K numbers are not needed again
-    eigen_l, U_ll = torch.linalg.eigh(gram_ll.double())
-    keep = eigen_l.argsort(descending=True)[:dims]
-    singular_d = eigen_l[keep].clamp_min(1e-12).sqrt().float()
-    U_ld = U_ll[:, keep].float()
-    rows_Nd = Q_Nl @ (U_ld * singular_d)  # Q U S, the rows on the basis V = B'U / S
-    turn_ld = (U_ld / singular_d).float()
-    self_influence_N = rows_Nd.square().sum(1) / members
-    weighted_Nd = rows_Nd * weights(q_N, self_influence_N, spec)[:, None]
-    row_unit = largest([weighted_Nd])
-    queries_M = [u_Tl @ turn_ld for u_Tl in query_TMl]
-    query_unit = largest(queries_M)
-    projectors_M = [P_Kl @ turn_ld for P_Kl in projector_MKl]
-    projector_unit = largest(projectors_M)
+
+def gathered(name: str, shape: tuple[int, ...], blocks: Iterator[Tensor]) -> np.ndarray:
+    """Kept in memory."""
+    return torch.cat(list(blocks)).numpy()
+
+
+def compress(fit: Fit, q_N: Tensor, spec: EstimatorSpec, keep: Keep = gathered) -> Compressed:
+    """The index squeezed to the dimensions that were fitted; `keep` takes its larger arrays."""
+    weight_N = weights(q_N, fit.self_influence_N, spec)
+
+    def weighted() -> Iterator[Tensor]:
+        return (fit.rows[rows] * weight_N[rows, None] for rows in fit.blocks.shards)
+
+    row_unit = largest(weighted())
     index = faiss.IndexScalarQuantizer(
-        dims, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
+        fit.dims, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
     )
-    index.train(weighted_Nd.numpy())
-    index.add((weighted_Nd / row_unit).numpy())
-    report("fit", 2 * members, 2 * members)
+    for rows_nd in weighted():
+        index.train(rows_nd.numpy())
+        index.add((rows_nd / row_unit).numpy())
+    members, T, K, d = fit.blocks.members, fit.asked, fit.features, fit.dims
     return Compressed(
         index,
-        row_unit * query_unit,
-        torch.stack([(u_Td / query_unit).half() for u_Td in queries_M], 1).numpy(),
-        torch.stack([(P_Kd / projector_unit).half() for P_Kd in projectors_M]).numpy(),
-        projector_unit / query_unit,
-        unit,
-        self_influence_N.numpy(),
+        row_unit * fit.query_unit,
+        keep("queries", (T, members, d), fit.query_blocks()),
+        keep("projectors", (members, K, d), fit.projector_blocks()),
+        fit.projector_unit / fit.query_unit,
+        spec.name == "gradcos",
+        fit.self_influence_N.numpy(),
     )
 
 
-def largest(tensors: Sequence[Tensor]) -> float:
+def largest(tensors: Iterable[Tensor]) -> float:
     """Largest magnitude: the unit in which half precision, of little range, holds them all."""
     return max(float(t.abs().max()) for t in tensors) or 1.0

@@ -8,11 +8,13 @@ everything done.
 Axes: N train, T test, C classes, M members, K features of a member, d index dimensions.
 """
 
+import math
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -26,8 +28,20 @@ from . import index as indexes
 from . import strategies, weights
 from .adapters import checked, fitted, saved
 from .data import Dataset, Split
-from .estimators import ESTIMATORS, whitening
-from .features import Block, Examples, Projected, block, margins, projected
+from .estimate import Counts, Estimate, free, scratch
+from .estimators import ESTIMATORS
+from .features import (
+    VIEWS,
+    Block,
+    Examples,
+    Projected,
+    block,
+    featurized,
+    margins,
+    projected,
+    shards,
+)
+from .fit import Blocks, Scratch, Whitenings, fit
 from .gradients import attributed
 from .members import example_keys
 from .metrics import spread_of
@@ -46,13 +60,14 @@ from .records import (
 )
 from .store import Artifact, Draft, Store
 from .stored import (
+    Stored,
     fresh,
     load_network,
     load_projected,
     mean_q,
-    phi_of,
     seconds,
     seen,
+    stored,
     unique,
     was_watched,
 )
@@ -284,26 +299,44 @@ class Making:
             self._projected = {(checkpoint, draw): load_projected(module, places)}
         return self._projected[checkpoint, draw]
 
-    def features(self, member: Member, done: int, total: int) -> Artifact:
-        """One member's features of all training and test examples, for the given labels."""
-        self.report("features", done, total)
-        stored = replace(member, block=0, blocks=1)  # blocks share them
+    @cached_property
+    def shards(self) -> list[slice]:
+        """The training examples in ranges; a member's features of one are an artifact."""
+        return shards(len(self.train))
+
+    def features_of(self, member: Member, shard: int) -> tuple[str, dict[str, Any]]:
+        """The id of a member's features of one shard, and what they are made by."""
+        own = replace(member, block=0, blocks=1)  # blocks share them
         sites_id = self.sites(member.checkpoint, member.draw).manifest["id"]
+        rows = self.shards[shard]
+        part = [{"rows": [rows.start, rows.stop]}] if len(self.shards) > 1 else []
+        name = content_id("features", self.data.id, sites_id, own, *part)
+        made_by = {"data": self.data.id, "sites": sites_id, **asdict(own)}
+        return name, {**made_by, **{k: v for some in part for k, v in some.items()}}
 
-        def fill(draft: Draft) -> None:
-            whole = self.projected(member.checkpoint, member.draw)
-            view = seen(whole, member)
-            for name, some in (("train", self.train), ("test", self.test)):
-                made = block(view, some, whole.projections)
-                finite(made, member)
-                scale = float(made.phi_NK.square().mean().sqrt()) or 1.0
-                draft.array(f"{name}_phi", (made.phi_NK / scale).half().numpy())
-                draft.array(f"{name}_margin", made.margin_N.numpy())
-                draft.note(**{f"{name}_scale": scale})
+    def features(self, member: Member, shard: int = 0) -> Artifact:
+        """One member's features of a shard of the training examples, for the given labels.
 
-        name = content_id("features", self.data.id, sites_id, stored)
-        made_by = {"data": self.data.id, "sites": sites_id, **asdict(stored)}
-        return self.store.make("features", name, fill, made_by)
+        Those of the test examples lie with the first shard's. No shard needs another.
+        """
+        return self.together([member], shard)[0]
+
+    def together(self, members: Sequence[Member], shard: int = 0) -> list[Artifact]:
+        """`features` of members with the same network and directions, each batch by all of them."""
+        of = dict(self.features_of(member, shard) for member in members)
+        member_of = {self.features_of(member, shard)[0]: member for member in members}
+        parts = {"train": self.train[self.shards[shard]]}
+        parts |= {} if shard else {"test": self.test}
+
+        def fill(drafts: Mapping[str, Draft]) -> None:
+            whole = self.projected(members[0].checkpoint, members[0].draw)
+            some = [member_of[name] for name in drafts]
+            for half, examples in parts.items():
+                with self.store.matrices() as matrices:
+                    filled(whole, some, half, examples, list(drafts.values()), matrices)
+
+        made = dict(zip(of, self.store.make_all("features", of, fill), strict=True))
+        return [made[self.features_of(member, shard)[0]] for member in members]
 
     def margins(self, member: Member) -> Artifact:
         """One member's margins of the training examples, by forward passes only."""
@@ -322,11 +355,38 @@ class Making:
 
     @cached_property
     def blocks(self) -> list[Artifact]:
-        """The features of each member."""
+        """The features of each member, shard after shard."""
         members = self.members
-        found = [self.features(m, j, len(members)) for j, m in enumerate(members)]
-        self.report("features", len(members), len(members))
-        return found
+        found: dict[tuple[Member, int], Artifact] = {}
+        done, total = 0, len(members) * len(self.shards)
+        self.room()
+        for some in side_by_side(members):
+            for shard in range(len(self.shards)):
+                self.report("features", done, total)
+                made = self.together(some, shard)
+                found |= {(m, shard): one for m, one in zip(some, made, strict=True)}
+                done += len(some)
+        self.report("features", total, total)
+        return [found[m, shard] for m in members for shard in range(len(self.shards))]
+
+    def room(self) -> None:
+        """Raise `UserError` where the disk has not the room for the features that are absent."""
+        absent = {
+            (replace(member, block=0, blocks=1), shard)
+            for member in self.members
+            for shard in range(len(self.shards))
+            if not self.store.has("features", self.features_of(member, shard)[0])
+        }
+        if not absent:
+            return
+        first = self.members[0]
+        K = self.projected(first.checkpoint, first.draw).size
+        counts = Counts(len(self.train), len(self.test), len(self.data.classes))
+        bytes_of = [rows.stop - rows.start for rows in self.shards]
+        bytes_of[0] += len(self.test)
+        sizes = {"features": sum(bytes_of[shard] for _, shard in absent) * (2 * K + 4)}
+        more = scratch(self.spec, counts, len(self.members), K)
+        Estimate({}, sizes, free(self.store.root), more).check()
 
     @cached_property
     def beliefs(self) -> list[Artifact]:
@@ -344,27 +404,33 @@ class Making:
         some = self.test[wrong]
         second = Examples(some.x_N, some.key_N, torch.from_numpy(predicted_T[wrong]))
 
-        def train_phi(m: int) -> Tensor:
-            return phi_of(blocks[m], "train", members[m], spec.estimator)
+        features = stored(members, blocks, spec.estimator)
 
-        def queries(m: int) -> Tensor:
+        def queries(m: int) -> Iterator[Tensor]:
             """For the label of every test example, then for the predicted one where it differs."""
-            given = phi_of(blocks[m], "test", members[m], spec.estimator)
-            if not len(wrong):
-                return given
-            whole = self.projected(members[m].checkpoint, members[m].draw)
-            return torch.cat([given, fresh(whole, members[m], second, spec.estimator)])
+            yield from features[m].tests()
+            for rows in shards(len(second)):
+                whole = self.projected(members[m].checkpoint, members[m].draw)
+                yield fresh(whole, members[m], second[rows], spec.estimator)
 
         def fill(draft: Draft) -> None:
-            member_q_N = mean_q(beliefs)
+            with self.store.matrices() as made:
+                squeezed(draft, made)
+
+        def squeezed(draft: Draft, matrices: Scratch) -> None:
+            member_q_N = mean_q(beliefs, 1 if spec.forward_only else len(self.shards))
             q_N = self.training_q() if spec.estimator.q == "training" else member_q_N
+            found = fit(
+                Blocks(len(members), self.shards, lambda m, s: features[m].train(s), queries),
+                spec.estimator, spec.index_dims, spec.seed, self.report, matrices,
+            )  # fmt: skip
             made = indexes.compress(
-                len(members), train_phi, queries, q_N,
-                spec.estimator, spec.index_dims, spec.seed, self.report,
+                found, q_N, spec.estimator,
+                lambda name, shape, some: draft.rows(
+                    name, shape, np.float16, (block.numpy() for block in some)
+                ),
             )  # fmt: skip
             draft.bytes_of("rows.faiss", indexes.to_bytes(made.rows))
-            draft.array("queries", made.queries_TMd)
-            draft.array("projectors", made.projectors_MKd)
             draft.array("self_influence", made.self_influence_N)
             draft.array("q", q_N.numpy())
             draft.array("member_q", member_q_N.numpy())
@@ -377,7 +443,7 @@ class Making:
                 projector_scale=made.projector_scale,
                 unit=made.unit,
                 networks=spec.models,
-                spread=self.spread(made, train_phi, q_N),
+                spread=self.spread(made, features, found.whitenings, q_N),
             )
 
         made_by = {
@@ -408,7 +474,11 @@ class Making:
         return torch.from_numpy(1 - given_N).float()
 
     def spread(
-        self, made: indexes.Compressed, train_phi: Callable[[int], Tensor], q_N: Tensor
+        self,
+        made: indexes.Compressed,
+        features: Sequence[Stored],
+        whitenings: Whitenings,
+        q_N: Tensor,
     ) -> float:
         """Spread of the members' scores in the index, as a share of the exact one.
 
@@ -422,12 +492,13 @@ class Making:
         hits = [made.search(made.queries_TMd[t], min(SPREAD_HITS, len(q_N))) for t in tests]
         weight_N = indexes.weights(q_N, torch.from_numpy(made.self_influence_N), estimator)
         exact_QMH = np.empty((len(tests), len(members), len(hits[0])))
-        for m, member in enumerate(members):
-            phi_NK = train_phi(m)
-            white = whitening(phi_NK, estimator)
-            w_QK = white(phi_of(self.blocks[m], "test", member, estimator)[tests])
-            for j, ids in enumerate(hits):
-                exact_QMH[j, m] = (white(phi_NK[ids]) @ w_QK[j]) * weight_N[ids]
+        ids, hit_QH = np.unique(np.stack(hits), return_inverse=True)
+        hit_QH = hit_QH.reshape(len(tests), -1)
+        for m, own in enumerate(features):
+            white = whitenings[m]
+            w_QK, w_IK = white(own.of("test", tests)), white(own.of("train", ids))
+            scores_QI = (w_QK @ w_IK.mT) * weight_N[ids]
+            exact_QMH[:, m] = np.take_along_axis(scores_QI.numpy(), hit_QH, 1)
         squeezed_QMH = np.stack(
             [made.member_scores(made.queries_TMd[t], i) for t, i in zip(tests, hits, strict=True)]
         )
@@ -440,14 +511,13 @@ class Making:
 
     def serving(self) -> float:
         """Seconds to featurize one new query by every member, measured."""
-        wholes = {
-            (m.checkpoint, m.draw): self.projected(m.checkpoint, m.draw) for m in self.members
-        }
-        one = self.test[slice(0, 1)]
-        began = time.perf_counter()
+        one, taken = self.test[slice(0, 1)], 0.0
         for member in {replace(m, block=0, blocks=1): None for m in self.members}:
-            fresh(wholes[member.checkpoint, member.draw], member, one, self.spec.estimator)
-        return time.perf_counter() - began
+            whole = self.projected(member.checkpoint, member.draw)  # one network at a time
+            began = time.perf_counter()
+            fresh(whole, member, one, self.spec.estimator)
+            taken += time.perf_counter() - began
+        return taken
 
     def flops(self) -> dict[str, float]:
         """Floating-point operations of training, featurizing and a query, from those of a batch."""
@@ -467,7 +537,7 @@ class Making:
         member = self.members[0]
         whole = self.projected(member.checkpoint, member.draw)
         each = of(lambda: block(seen(whole, member), some, whole.projections))
-        stored = len(unique(self.blocks))
+        count_stored = len(unique(self.blocks)) // len(self.shards)
         plain = Checkpoint(run_id=self.runs[0].manifest["id"])
         epochs = (0 if spec.weights else spec.epochs) + spec.finetunes * spec.finetune_epochs
         training = epochs * step(plain)
@@ -476,8 +546,8 @@ class Making:
             training += passes * step(self.checkpoints[0])
         return {
             "train": spec.models * count * training,
-            "features": stored * each * (count + len(self.test)),
-            "query": stored * each,
+            "features": count_stored * each * (count + len(self.test)),
+            "query": count_stored * each,
         }
 
     def summarise(self, draft: Draft, build_id: str, index: Artifact, beside: str) -> None:
@@ -560,6 +630,47 @@ def examples(spec: BuildSpec, data: Dataset, split: Split) -> Examples:
         torch.from_numpy(example_keys(split.ids).copy()),
         torch.from_numpy(split.labels_N),
     )
+
+
+def side_by_side(members: Sequence[Member]) -> Iterator[list[Member]]:
+    """Members that share network and directions, `VIEWS` at a time."""
+    for _, same in groupby(members, lambda m: (m.checkpoint, m.draw)):
+        some = list(same)
+        for j in range(0, len(some), VIEWS):
+            yield some[j : j + VIEWS]
+
+
+def filled(
+    whole: Projected,
+    members: Sequence[Member],
+    half: str,
+    some: Examples,
+    drafts: Sequence[Draft],
+    matrices: Scratch,
+) -> None:
+    """Write each member's features of the examples into its draft, batch by batch.
+
+    In half precision, in units of their root mean square, which is known at the end only: until
+    then they lie on scratch.
+    """
+    raw_M = [matrices(len(some), whole.size) for _ in members]
+    margin_MN = torch.empty(len(members), len(some))
+    square_M = np.zeros(len(members))
+    batches = []
+    views = [seen(whole, member) for member in members]
+    for batch, blocks in featurized(views, some, whole.projections):
+        batches.append(batch)
+        for m, (member, made) in enumerate(zip(members, blocks, strict=True)):
+            finite(made, member)
+            raw_M[m][batch], margin_MN[m, batch] = made.phi_NK, made.margin_N
+            square_M[m] += float(made.phi_NK.square().sum(dtype=torch.float64))
+    shape = len(some), whole.size
+    for m, draft in enumerate(drafts):
+        scale = math.sqrt(square_M[m] / math.prod(shape)) or 1.0
+        halved = ((raw_M[m][batch] / scale).half().numpy() for batch in batches)
+        draft.rows(f"{half}_phi", shape, np.float16, halved)
+        draft.array(f"{half}_margin", margin_MN[m].numpy())
+        draft.note(**{f"{half}_scale": scale})
 
 
 def finite(made: Block, member: Member) -> None:

@@ -13,8 +13,8 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from io import BytesIO
@@ -95,6 +95,19 @@ class Draft:
         if hasattr(os, "posix_fallocate"):  # else a disk that is full kills the process later
             with path.open("r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        return made
+
+    def rows(
+        self, name: str, shape: tuple[int, ...], kind: type, blocks: Iterable[np.ndarray]
+    ) -> np.ndarray:
+        """An array written block of rows after block of rows, so that memory holds one of them.
+
+        Returns it, memory-mapped.
+        """
+        path = self.place / f"{name}.npy"
+        with path.open("wb") as file:
+            file.writelines(npy(shape, kind, blocks))
+        made: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
         return made
 
     def weights(self, values: Mapping[str, torch.Tensor], name: str = "weights") -> None:
@@ -224,6 +237,46 @@ class Store:
         assert found is not None
         return found
 
+    def make_all(
+        self,
+        kind: str,
+        made_by: Mapping[str, Mapping[str, Any]],
+        fill: Callable[[Mapping[str, Draft]], None],
+    ) -> list[Artifact]:
+        """The artifacts of a kind, by name; `fill` is called once for all that are absent.
+
+        Their locks are taken in the order of the names, so that no two processes wait for each
+        other. The time goes into their manifests in equal parts.
+        """
+        drafts: dict[str, Draft] = {}
+
+        def make(names: Sequence[str]) -> None:
+            if not names:
+                if drafts:
+                    began = time.perf_counter()
+                    fill(drafts)
+                    each = (time.perf_counter() - began) / len(drafts)
+                    for draft in drafts.values():
+                        draft.note(seconds=round(each, 3))
+                return
+
+            def one(draft: Draft) -> None:
+                drafts[names[0]] = draft
+                make(names[1:])
+
+            self.make(kind, names[0], one, made_by[names[0]])
+            if names[0] not in drafts:  # it was there
+                make(names[1:])
+
+        make(sorted(name for name in made_by if not self.has(kind, name)))
+        return [self.make(kind, name, _never, made_by[name]) for name in made_by]
+
+    @contextmanager
+    def matrices(self) -> Iterator[Callable[[int, int], "Matrix"]]:
+        """Makes matrices on scratch, ``(rows, columns) -> Matrix``; they are gone at the end."""
+        with ExitStack() as stack:
+            yield lambda _, columns: Matrix(stack.enter_context(self.scratch()), columns, self.root)
+
     @contextmanager
     def scratch(self) -> Iterator[BinaryIO]:
         """A file without a name for what is too large for memory; gone at the end."""
@@ -247,6 +300,42 @@ class Store:
                 if place.is_dir():
                     place.rename(place.with_name(f".{name}-removed"))
                 sweep(place.parent, name)
+
+
+def _never(draft: Draft) -> None:
+    raise AssertionError("made a moment ago")
+
+
+def npy(
+    shape: tuple[int, ...], kind: type, blocks: Iterable[np.ndarray]
+) -> Iterator[bytes | memoryview]:
+    """An array as NumPy's format has it, of blocks of rows one after another."""
+    head = BytesIO()
+    facts = {"descr": np.dtype(kind).str, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(head, facts)
+    yield head.getvalue()
+    for block in blocks:
+        yield np.ascontiguousarray(block, kind).data
+
+
+class Matrix:
+    """A float32 matrix in a file, read and written by ranges of rows, which memory holds alone."""
+
+    def __init__(self, file: BinaryIO, columns: int, root: Path) -> None:
+        self._file, self._columns, self._root = file, columns, root
+
+    def __getitem__(self, rows: slice) -> torch.Tensor:
+        found = torch.empty(rows.stop - rows.start, self._columns)
+        self._file.seek(4 * self._columns * rows.start)
+        got = self._file.readinto(found.numpy().data.cast("B"))  # type: ignore[attr-defined]
+        assert got == 4 * found.numel(), "rows that were never written"
+        return found
+
+    def __setitem__(self, rows: slice, values: torch.Tensor) -> None:
+        with writable(self._root):
+            self._file.seek(4 * self._columns * rows.start)
+            self._file.write(np.ascontiguousarray(values.numpy(), np.float32).data.cast("B"))
+            self._file.flush()
 
 
 @contextmanager

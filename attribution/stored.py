@@ -1,7 +1,8 @@
 """What a build was made of, read back from the store: networks, directions, features."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,9 @@ from torch import Tensor
 from . import weights
 from .adapters import loaded
 from .data import Dataset
-from .estimators import asked, q, whitening
-from .features import Examples, Projected, block
+from .estimators import asked, q
+from .features import Examples, Projected, block, shards
+from .fit import Blocks
 from .gradients import Site
 from .members import View
 from .models import frozen_below, network
@@ -21,22 +23,77 @@ from .records import BuildSpec, Checkpoint, EstimatorSpec, Member, RunSpec, User
 from .store import Artifact, Store
 
 
-def phi_of(features: Artifact, split: str, member: Member, estimator: EstimatorSpec) -> Tensor:
-    """Stored features as the estimator takes them, float32 (N, K)."""
+def phi_of(
+    features: Artifact,
+    split: str,
+    member: Member,
+    estimator: EstimatorSpec,
+    rows: slice | np.ndarray = slice(None),
+) -> Tensor:
+    """Stored features of a shard as the estimator takes them, float32 (N, K), or some of them."""
     half = features.array(f"{split}_phi", memory_map=True)
-    half = half[:, columns(member, half.shape[1])]
-    phi_NK = torch.from_numpy(half.astype(np.float32)) * features.manifest[f"{split}_scale"]
-    return asked(phi_NK, torch.from_numpy(features.array(f"{split}_margin")), estimator)
+    half = half[rows, columns(member, half.shape[1])]
+    phi_NK = torch.from_numpy(half.astype(np.float32)).mul_(features.manifest[f"{split}_scale"])
+    margin_N = torch.from_numpy(features.array(f"{split}_margin")[rows])
+    return asked(phi_NK, margin_N, estimator)
 
 
-def whitened(
-    members: Iterable[Member], blocks: Iterable[Artifact], estimator: EstimatorSpec
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Exact vectors of the training and the test examples, (N, K) and (T, K), by member."""
-    for member, features in zip(members, blocks, strict=True):
-        phi_NK = phi_of(features, "train", member, estimator)
-        white = whitening(phi_NK, estimator)
-        yield white(phi_NK), white(phi_of(features, "test", member, estimator))
+@dataclass(frozen=True)
+class Stored:
+    """One member's features in the store, as the estimator takes them."""
+
+    member: Member
+    parts: Sequence[Artifact]  # shards of the training examples; the first has the test ones too
+    estimator: EstimatorSpec
+
+    def train(self, shard: int) -> Tensor:
+        """Float32 (n, K)."""
+        return phi_of(self.parts[shard], "train", self.member, self.estimator)
+
+    @property
+    def shards(self) -> list[slice]:
+        """The training examples of each part."""
+        counts = [len(p.array("train_margin")) for p in self.parts]
+        return [slice(end - n, end) for n, end in zip(counts, accumulate(counts), strict=True)]
+
+    def tests(self) -> Iterator[Tensor]:
+        """Float32 (t, K), some after the others."""
+        T = len(self.parts[0].array("test_margin"))
+        for rows in shards(T):
+            yield phi_of(self.parts[0], "test", self.member, self.estimator, rows)
+
+    def of(self, split: str, ids: np.ndarray) -> Tensor:
+        """Float32 (len(ids), K) of chosen examples."""
+        if split == "test":
+            return phi_of(self.parts[0], split, self.member, self.estimator, ids)
+        pieces, order = [], []
+        for part, rows in zip(self.parts, self.shards, strict=True):
+            at = np.flatnonzero((rows.start <= ids) & (ids < rows.stop))
+            own = ids[at] - rows.start
+            pieces.append(phi_of(part, split, self.member, self.estimator, own))
+            order.append(at)
+        return torch.cat(pieces)[np.argsort(np.concatenate(order))]
+
+
+def stored(
+    members: Sequence[Member], blocks: Sequence[Artifact], estimator: EstimatorSpec
+) -> list[Stored]:
+    """The members' features; `blocks` are their artifacts, member by member, shard by shard."""
+    each = len(blocks) // len(members)
+    return [
+        Stored(member, blocks[m * each : (m + 1) * each], estimator)
+        for m, member in enumerate(members)
+    ]
+
+
+def read(features: Sequence[Stored]) -> Blocks:
+    """The features of an ensemble as `fit` takes them."""
+    return Blocks(
+        len(features),
+        features[0].shards,
+        lambda m, s: features[m].train(s),
+        lambda m: features[m].tests(),
+    )
 
 
 def columns(member: Member, K: int) -> slice:
@@ -77,9 +134,16 @@ def unique(artifacts: Iterable[Artifact]) -> list[Artifact]:
     return list({a.manifest["id"]: a for a in artifacts}.values())
 
 
-def mean_q(blocks: list[Artifact]) -> Tensor:
-    """The ensemble's mean 1 - p of the given labels, (N,)."""
-    return torch.stack([q(torch.from_numpy(b.array("train_margin"))) for b in blocks]).mean(0)
+def doubts(blocks: Sequence[Artifact], shards: int = 1) -> Iterator[np.ndarray]:
+    """1 - p of the given labels by every member, (M, n), shard after shard."""
+    for s in range(shards):
+        margins_Mn = np.stack([b.array("train_margin") for b in blocks[s::shards]])
+        yield q(torch.from_numpy(margins_Mn)).numpy()
+
+
+def mean_q(blocks: Sequence[Artifact], shards: int = 1) -> Tensor:
+    """The members' mean 1 - p of the given labels, (N,); `blocks` as `stored` takes them."""
+    return torch.cat([torch.from_numpy(q_Mn).mean(0) for q_Mn in doubts(blocks, shards)])
 
 
 def load_projected(module: torch.nn.Module, sites: Artifact) -> Projected:

@@ -64,6 +64,25 @@ class Spectrum:
         """TRAK scores (T, N) without q."""
         return (self.phi_TK / (self.value_K + damping)) @ self.phi_NK.mT
 
+    def summed(self, damping: float) -> "Summed":
+        """The same, never made."""
+        return Summed(self.phi_TK / (self.value_K + damping), self.phi_NK)
+
+
+@dataclass(frozen=True, eq=False)
+class Summed:
+    """Scores (T, N) that are only ever summed over training examples, as a product."""
+
+    left_TK: Tensor
+    phi_NK: Tensor
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.phi_NK.dtype
+
+    def __matmul__(self, weight_NS: Tensor) -> Tensor:
+        return self.left_TK @ (self.phi_NK.mT @ weight_NS)
+
 
 def spectrum(phi_NK: Tensor, phi_TK: Tensor) -> Spectrum:
     kernel_KK = (phi_NK.mT @ phi_NK).double()
@@ -146,7 +165,9 @@ def reaching(network: nn.Module, layer: nn.Linear, examples: Examples) -> Tensor
     return torch.cat([input_NH, torch.ones(len(input_NH), 1)], 1)
 
 
-def power(scores_TN: Tensor, q_N: Tensor, heads: Heads, powers: Sequence[float] = POWERS) -> float:
+def power(
+    scores_TN: Tensor | Summed, q_N: Tensor, heads: Heads, powers: Sequence[float] = POWERS
+) -> float:
     """The least power of q whose scores predict the refitted heads as well as any."""
     chosen_NS = torch.from_numpy(heads.subsets_SN.T.copy()).to(scores_TN.dtype)
     fits = []

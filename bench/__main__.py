@@ -20,6 +20,7 @@ NAMES = (
     "judged",
     "map",
     "member",
+    "memory",
     "mislabels",
     "paper_table",
     "peers",

@@ -12,12 +12,13 @@ import torch
 
 from attribution.compare import forecast, variance
 from attribution.data import dataset
+from attribution.fit import totals
 from attribution.index import weights
 from attribution.making import Making
 from attribution.metrics import lds
 from attribution.records import EstimatorSpec, silent
 from attribution.store import Store
-from attribution.stored import whitened
+from attribution.stored import read, stored
 from attribution.truth import Truth
 
 from .arms import Arm
@@ -53,8 +54,9 @@ def sums(making: Making, found: Truth) -> np.ndarray:
     chosen_NS = torch.from_numpy(found.subsets_SN.T.copy()).float()
     q_N = making.training_q()
     weighted_NS = weights(q_N, torch.ones(()), ESTIMATOR)[:, None] * chosen_NS
-    vectors = whitened(making.members, making.blocks, ESTIMATOR)
-    return np.stack([(w_TK @ (w_NK.mT @ weighted_NS)).numpy() for w_NK, w_TK in vectors])
+    blocks = read(stored(making.members, making.blocks, ESTIMATOR))
+    each = (totals(blocks, ESTIMATOR, m, weighted_NS) for m in range(blocks.members))
+    return np.stack([sums_TS.numpy() for sums_TS in each])
 
 
 def twice(

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,8 @@ from scipy.special import expit
 from sklearn.metrics import average_precision_score, roc_auc_score
 from zoo import as_matrix, backward_loop
 
+from attribution import build as build_module
+from attribution import features
 from attribution.build import Build
 from attribution.data import example_ids
 from attribution.engine import Engine
@@ -579,6 +582,88 @@ def test_a_build_killed_at_every_stage_resumes_and_ends_as_an_undisturbed_one(tm
     assert {k: after[k] for k in kept} == kept
     assert (ended, contents(cache)) == undisturbed(tmp_path / "undisturbed")
     assert not list(cache.glob("index/.*"))  # what the kill left is gone
+
+
+# Shards.
+
+
+@pytest.fixture(scope="module")
+def sharded(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Build]:
+    """The tiny build with its training examples in three shards, the last one short."""
+    root = tmp_path_factory.mktemp("shards") / "cache"
+    shutil.copytree(tiny.cache, root)
+    for kind in ("build", "index", "features", "votes"):
+        shutil.rmtree(root / kind)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(features, "SHARD", 2000)
+        engine = Engine(root)
+        yield engine.open(engine.build(tiny_spec(tiny))["build"])
+
+
+def test_features_in_shards_are_those_of_one_shard_side_by_side(opened, sharded):
+    names, whole = sharded.parts["features"], opened.parts["features"]
+    assert len(names) == 3 * len(whole) and not set(names) & set(whole)
+    phi, margin = blocks_of(sharded, "train"), [
+        np.load(part(sharded, "features", name) / "train_margin.npy") for name in names
+    ]  # fmt: skip
+    assert [len(some) for some in phi] == [2000, 2000, 500] * len(whole)
+    for m, wanted in enumerate(blocks_of(opened, "train")):
+        assert dense.off(np.concatenate(phi[3 * m : 3 * m + 3]), wanted) < HALF
+        found = np.concatenate(margin[3 * m : 3 * m + 3])
+        np.testing.assert_allclose(found, margins_of(opened)[m], rtol=1e-4, atol=1e-4)
+    with_tests = [(part(sharded, "features", name) / "test_phi.npy").exists() for name in names]
+    assert with_tests == [True, False, False] * len(whole)
+
+
+def test_answers_of_a_build_in_shards_are_those_of_one_shard(opened, sharded):
+    assert dense.off(sharded.scores(), opened.scores()) < HALF
+    subsets_SN = np.random.default_rng(0).random((5, 4500)) < 0.5
+    assert dense.off(sharded.sums(subsets_SN), opened.sums(subsets_SN)) < HALF
+    assert dense.off(sharded.q_N, opened.q_N) < 1e-4
+    wrong = int(wrong_tests(opened)[0])
+    for target in ("label", "predicted", "3"):
+        found, wanted = (b.query(wrong, 20, target) for b in (sharded, opened))
+        score_of = {h.train_id: h for h in wanted.proponents}
+        shared = [h for h in found.proponents if h.train_id in score_of]
+        assert len(shared) >= 19  # two may be as strong as each other
+        for hit in shared:
+            other = score_of[hit.train_id]
+            assert hit.score == pytest.approx(other.score, rel=2e-2)
+            assert hit.stderr == pytest.approx(other.stderr, rel=0.1)
+    pair = [b.exact(wrong, int(b.predicted_T[wrong])) for b in (sharded, opened)]
+    assert dense.off(*pair) < HALF
+    seen, alike = (b.evidence() for b in (sharded, opened))
+    np.testing.assert_allclose(seen.disagreement_N, alike.disagreement_N, rtol=1e-3, atol=1e-5)
+
+
+def test_scores_of_some_tests_after_the_others_are_all_scores(sharded, monkeypatch):
+    wanted = sharded.scores()
+    monkeypatch.setattr(build_module, "TOGETHER", 8 * 4500 * 130)
+    parts = list(sharded.score_blocks())
+    assert [len(some) for some in parts] == [130, 130, 130, 110]
+    assert dense.off(np.concatenate(parts), wanted) < 1e-5
+
+
+def test_a_shard_is_made_again_alone_and_bit_by_bit(tiny, sharded, tmp_path):
+    root = shutil.copytree(sharded.store.root, tmp_path / "cache")
+    before = contents(root)
+    shutil.rmtree(root / "features" / sharded.parts["features"][4])
+    assert not Engine(root).finished(tiny_spec(tiny))
+    Engine(root).build(tiny_spec(tiny))
+    assert contents(root) == before
+
+
+def test_a_disk_that_is_too_small_for_the_features_refuses_before_any_is_made(
+    tiny, tmp_path, monkeypatch
+):
+    root = shutil.copytree(tiny.cache, tmp_path / "cache")
+    for kind in ("build", "index", "features"):
+        shutil.rmtree(root / kind)
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage(10**9, 10**9, 10**6))
+    with pytest.raises(UserError, match="free on the disk"):
+        Engine(root).build(tiny_spec(tiny))
+    assert not (root / "features").exists()
 
 
 # Labels before noise.

@@ -3,12 +3,13 @@
 import faiss
 import numpy as np
 import pytest
+import torch
 from conftest import Tiny
 
 from attribution.build import Build
 from attribution.engine import Engine
+from attribution.estimators import whitening
 from attribution.evidence import evidence, near
-from attribution.records import silent
 
 LINE = 0.25
 
@@ -45,7 +46,9 @@ def test_proponents_and_opponents_are_the_largest_and_smallest_products(build, r
 def test_they_are_those_of_the_exact_scores_of_the_example_on_the_others(tiny, build):
     """The query of a training example is its own row: against whitened features, unsqueezed."""
     chosen = [int(i) for i in build.mislabels().index[:20]]
-    total_QN = sum(w_NK[chosen] @ w_NK.mT for w_NK, _ in build._whitened("scores", silent))
+    phi_M = [part.train(0) for part in build._stored]
+    w_M = [whitening(phi_NK, build.spec.estimator)(phi_NK) for phi_NK in phi_M]
+    total_QN = torch.stack([w_NK[chosen] @ w_NK.mT for w_NK in w_M]).sum(0)
     exact_QN = total_QN.numpy() * build.q_N**build.spec.estimator.q_power
     exact_QN[np.arange(20), chosen] = 0
     shared = 0

@@ -1,5 +1,9 @@
 """The index, exact and compressed, against the dense formula and numpy's own decomposition."""
 
+from collections import Counter
+from dataclasses import replace
+from itertools import starmap
+
 import dense
 import numpy as np
 import pytest
@@ -8,7 +12,9 @@ from torch import Tensor
 
 from attribution import index
 from attribution.estimators import ESTIMATORS
+from attribution.fit import Blocks, fit, orthonormal, totals
 from attribution.records import EstimatorSpec, UserError
+from attribution.store import Store
 
 N, T, M, K = 90, 8, 4, 10
 
@@ -40,16 +46,21 @@ class Drawn:
     def scores(self, spec: EstimatorSpec) -> np.ndarray:
         return dense.scores(self.train, self.test, self.q_MN, spec)
 
-    def compressed(self, spec: EstimatorSpec, dims: int, seed: int = 0) -> index.Compressed:
-        return index.compress(
+    def blocks(self, shard: int = 10**6) -> Blocks:
+        """The features as `fit` reads them, in shards of so many examples."""
+        count = len(self.train[0])
+        shards = [slice(s, min(s + shard, count)) for s in range(0, count, shard)]
+        return Blocks(
             len(self.train),
-            lambda m: self.train[m],
-            lambda m: self.test[m],
-            self.q_N,
-            spec,
-            dims,
-            seed,
+            shards,
+            lambda m, s: self.train[m][shards[s]],
+            lambda m: self.test[m].split(3),
         )
+
+    def compressed(
+        self, spec: EstimatorSpec, dims: int, seed: int = 0, shard: int = 10**6
+    ) -> index.Compressed:
+        return index.compress(fit(self.blocks(shard), spec, dims, seed), self.q_N, spec)
 
 
 def every_score(made: index.Compressed, count: int = N) -> np.ndarray:
@@ -171,9 +182,8 @@ def test_a_sketched_basis_loses_little_more_than_the_best_one_of_its_size(name):
     left, value, _ = np.linalg.svd(rows, full_matrices=False)
     best = (left[:, :dims] * value[:dims] ** 2) @ left[:, :dims].T / 30
     whole = rows @ rows.T / 30
-    made = index.compress(
-        30, lambda m: drawn.train[m], lambda m: drawn.train[m], drawn.q_N, spec, dims, 0
-    )
+    drawn.test = drawn.train
+    made = drawn.compressed(spec, dims)
     found = every_score(made, examples)
     lost, least = np.linalg.norm(found - whole), np.linalg.norm(best - whole)
     assert lost < least + 0.05 * np.linalg.norm(whole)
@@ -210,15 +220,73 @@ def test_self_influence_is_the_mean_of_an_examples_score_on_itself_without_q(nam
     assert dense.off(drawn.compressed(spec, M * K).self_influence_N, wanted) < 1e-4
 
 
-def test_the_compressed_index_reads_every_member_twice_and_holds_one():
-    drawn, asked = Drawn(), []
+@each_estimator
+@pytest.mark.parametrize("shard", [16, 48, 80])
+def test_several_shards_give_what_one_gives(name, shard):
+    """The last shard of 16 and of 48 is cut short, that of 80 has fewer examples than features."""
+    drawn, spec = Drawn(), EstimatorSpec(name=name)
+    one, several = (drawn.compressed(spec, 20, shard=s) for s in (N, shard))
+    assert dense.off(every_score(several), every_score(one)) < 1e-3  # half precision
+    assert dense.off(several.self_influence_N, one.self_influence_N) < 1e-5
 
-    def train(m: int) -> Tensor:
-        asked.append(m)
-        return drawn.train[m]
 
-    index.compress(M, train, lambda m: drawn.test[m], drawn.q_N, EstimatorSpec(), 16, 0)
-    assert asked == [*range(M), *range(M)]
+def test_a_fit_reads_a_shard_of_a_member_three_times_at_most():
+    drawn, read = Drawn(members=30), []
+    blocks = drawn.blocks(16)
+
+    def train(m: int, s: int) -> Tensor:
+        read.append((m, s))
+        return blocks.train(m, s)
+
+    fit(replace(blocks, train=train), EstimatorSpec(), 16, 0)
+    times = Counter(read)
+    assert len(times) == 30 * 6 and Counter(times.values()) == {3: 25 * 6, 2: 5 * 6}
+
+
+def test_a_fit_whose_parts_are_computed_elsewhere_and_in_any_order_is_the_same():
+    drawn, spec = Drawn(), EstimatorSpec()
+
+    def backwards(work, tasks):
+        every = list(tasks)
+        return reversed([work(*task) for task in reversed(every)])
+
+    here, there = (fit(drawn.blocks(16), spec, 16, 0, each=each) for each in (starmap, backwards))
+    for name in ("rows", "queries", "projectors", "self_influence_N"):
+        assert torch.equal(getattr(here, name), getattr(there, name))
+
+
+def test_a_fit_on_scratch_is_the_one_in_memory(tmp_path):
+    drawn, spec = Drawn(), EstimatorSpec()
+    wanted = drawn.compressed(spec, 16, shard=48)
+    with Store(tmp_path).matrices() as scratch:
+        found = index.compress(fit(drawn.blocks(48), spec, 16, 0, scratch=scratch), drawn.q_N, spec)
+        assert index.to_bytes(found.rows) == index.to_bytes(wanted.rows)
+        np.testing.assert_array_equal(found.queries_TMd, wanted.queries_TMd)
+        np.testing.assert_array_equal(found.projectors_MKd, wanted.projectors_MKd)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("rank", [3, 30, 64])
+def test_a_tall_matrix_is_made_orthonormal_whatever_its_rank(rank):
+    draw = np.random.default_rng(1)
+    left, right = draw.normal(size=(200, rank)), draw.normal(size=(rank, 64))
+    spectrum = np.geomspace(1, 1e-3, rank)
+    tall = torch.from_numpy((left * spectrum) @ right).float()
+    before = tall.double().numpy()
+    orthonormal(tall, 200, 64)
+    Q = tall.double().numpy()
+    value = np.linalg.eigvalsh(Q.T @ Q)
+    assert np.abs(value[-rank:] - 1).max() < 1e-4 and np.abs(value[:-rank]).max(initial=0) < 1e-4
+    assert dense.off(Q @ (Q.T @ before), before) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["trak", "gradcos"])
+def test_totals_are_sums_of_the_dense_formulas_scores(name):
+    drawn, spec = Drawn(), EstimatorSpec(name=name)
+    weight_NS = torch.from_numpy(np.random.default_rng(2).normal(size=(N, 3))).float()
+    for m in range(M):
+        wanted = dense.member_scores(drawn.train[m], drawn.test[m], spec) @ weight_NS.numpy()
+        assert dense.off(totals(drawn.blocks(48), spec, m, weight_NS), wanted) < 1e-5
 
 
 def test_the_compressed_index_is_a_function_of_its_seed():

@@ -6,7 +6,7 @@ import pickle
 import resource
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -321,6 +321,73 @@ def test_a_file_larger_than_the_system_allows_is_one_sentence_and_leaves_nothing
         assert_refused(tmp_path, large, "file too large")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert everything(tmp_path) == []
+
+
+def test_rows_written_block_after_block_are_the_array(tmp_path):
+    def blocks(draft: Draft) -> None:
+        some = (ROWS[n : n + 1].astype(float) for n in range(2))
+        mapped = draft.rows("rows", ROWS.shape, np.float16, some)
+        assert isinstance(mapped, np.memmap) and mapped.dtype == np.float16
+
+    found = Store(tmp_path).make("run", NAME, blocks, {}).array("rows")
+    np.testing.assert_array_equal(found, ROWS)
+
+
+def test_a_matrix_on_scratch_is_a_tensor_and_leaves_nothing(tmp_path):
+    wanted, draw = torch.zeros(50, 7), np.random.default_rng(0)
+    with Store(tmp_path).matrices() as matrices:
+        found, other = matrices(50, 7), matrices(50, 3)
+        found[slice(0, 50)] = wanted
+        for _ in range(20):
+            low, high = sorted(draw.choice(51, 2, replace=False).tolist())
+            values = torch.from_numpy(draw.normal(size=(high - low, 7))).float()
+            wanted[low:high] = found[slice(low, high)] = values
+            other[slice(0, 9)] = torch.ones(9, 3)
+        assert torch.equal(found[slice(0, 50)], wanted)
+        assert torch.equal(found[slice(11, 30)], wanted[11:30])
+        assert not list(tmp_path.iterdir())
+
+
+def test_scratch_that_the_system_refuses_is_one_sentence(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Store(tmp_path).matrices() as matrices:
+        made = matrices(10_000, 10)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+        try:
+            with pytest.raises(UserError, match="file too large"):
+                made[slice(0, 10_000)] = torch.ones(10_000, 10)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_several_artifacts_are_filled_together_but_those_that_are_there(tmp_path):
+    store, filled = Store(tmp_path), []
+
+    def together(drafts: Mapping[str, Draft]) -> None:
+        filled.append(list(drafts))
+        for name, draft in drafts.items():
+            draft.note(called=name)
+            fill(draft)
+
+    store.make("run", OTHER, fill, {})
+    names = {n: {"seed": j} for j, n in enumerate(("c" * 12, OTHER, NAME, "a" * 12))}
+    for _ in range(2):
+        found = store.make_all("run", names, together)
+        assert [a.manifest["id"] for a in found] == list(names)
+    assert filled == [[NAME, "a" * 12, "c" * 12]]
+    assert [a.manifest["made_by"]["seed"] for a in found if "called" in a.manifest] == [0, 2, 3]
+    for name in names:
+        assert_whole(tmp_path, name)
+
+
+def test_several_artifacts_of_which_one_fails_leave_nothing(tmp_path):
+    def half(drafts: Mapping[str, Draft]) -> None:
+        fill(drafts[NAME])
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        Store(tmp_path).make_all("run", {NAME: {}, OTHER: {}}, half)
     assert everything(tmp_path) == []
 
 

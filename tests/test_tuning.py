@@ -43,7 +43,10 @@ def kernel(phi_NK: torch.Tensor) -> tuple[np.ndarray, float]:
 def test_scores_are_trak(damping):
     phi_NK, phi_TK = drawn()
     wanted = dense.member_scores(phi_NK, phi_TK, EstimatorSpec(damping=damping))
-    assert dense.off(tuning.spectrum(phi_NK, phi_TK).scores(damping), wanted) < 1e-4
+    found = tuning.spectrum(phi_NK, phi_TK)
+    assert dense.off(found.scores(damping), wanted) < 1e-4
+    weight_NS = torch.from_numpy(np.random.default_rng(0).random((len(phi_NK), 3)))
+    assert dense.off(found.summed(damping) @ weight_NS, wanted @ weight_NS.numpy()) < 1e-4
 
 
 @pytest.mark.parametrize("damping", [0.01, 0.3, 5.0])
