@@ -33,6 +33,7 @@ Projection = tuple[Tensor, ...]
 
 # Subclasses known to compute what their base class does; others must match exactly.
 HONEST = {"timm.layers.norm.LayerNorm": nn.LayerNorm}
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 FALLBACK_LIMIT = 2**20  # entries of one parameter that the fallback still takes
 
 
@@ -164,24 +165,18 @@ class Prefix:
     @contextmanager
     def shared(self) -> Iterator[None]:
         """Keeps what modules return or, in later passes, makes them return it."""
-        recording = self.open
-        handles = []
-        try:
-            if recording:
-                handles += [m.register_forward_pre_hook(self._close) for m in self._masked]
-                handles += [m.register_forward_hook(self._note) for m in self._calls]
+        with ExitStack() as stack:
+            if self.open:
+                hooks = [m.register_forward_pre_hook(self._close) for m in self._masked]
+                hooks += [m.register_forward_hook(self._note) for m in self._calls]
+                for hook in hooks:
+                    stack.callback(hook.remove)
             else:
                 for module, calls in self._calls.items():
                     if calls:
-                        module.forward = _again(calls, module.forward)
+                        stack.enter_context(_replayed(module, calls))
             yield
-        finally:
             self.open = False
-            for handle in handles:
-                handle.remove()
-            if not recording:
-                for module in self._calls:
-                    vars(module).pop("forward", None)
 
     def _close(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         self.open = False
@@ -191,17 +186,22 @@ class Prefix:
             self._calls[module].append((out, out._version))
 
 
-def _again(
-    calls: Sequence[tuple[Tensor, int]], forward: Callable[..., Tensor]
-) -> Callable[..., Tensor]:
-    """The `forward` of a module that first returns what it did before."""
-    left = iter(calls)
+@contextmanager
+def _replayed(module: nn.Module, calls: Sequence[tuple[Tensor, int]]) -> Iterator[None]:
+    """Makes a module return what it did in its first calls, unless that was changed in place."""
+    left, forward, own = iter(calls), module.forward, "forward" in vars(module)
 
     def again(*args: Tensor, **options: Tensor) -> Tensor:
         out, version = next(left, (None, 0))
         return forward(*args, **options) if out is None or out._version != version else out
 
-    return again
+    vars(module)["forward"] = again
+    try:
+        yield
+    finally:
+        del vars(module)["forward"]
+        if own:
+            vars(module)["forward"] = forward
 
 
 def observe(
@@ -276,14 +276,20 @@ class _Scaled(torch.autograd.Function):
         return g * ctx.saved_tensors[0], None, None
 
 
+def _statistics(layer: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Mean, and one over the standard deviation, that a batch norm has learned for a channel."""
+    assert layer.running_mean is not None and layer.running_var is not None  # else it is no site
+    return layer.running_mean, torch.rsqrt(layer.running_var + layer.eps)
+
+
 def _affine(layer: nn.Module, a: Tensor, out: Tensor) -> Tensor:
     """`out`, with a cheaper way back to `a` where the layer is a batch norm in evaluation mode.
 
     Torch's own also sums over all examples, in two more passes, for parameters that are frozen.
     """
-    if type(layer) not in (nn.BatchNorm1d, nn.BatchNorm2d):
+    if not isinstance(layer, BATCH_NORMS):
         return out
-    scale = torch.rsqrt(layer.running_var + layer.eps)
+    scale = _statistics(layer)[1]
     scale = scale if layer.weight is None else scale * layer.weight
     return _Scaled.apply(a, [out], scale.view(-1, *[1] * (a.dim() - 2)))
 
@@ -359,7 +365,7 @@ def site_features(
         else:
             A_Ik, G_Ok = projections[site]
             g_BkT = _project_gradient(layer, g, G_Ok)
-            if kept.dim() == 4:
+            if isinstance(layer, nn.Conv2d) and kept.dim() == 4:
                 phi = _convolved(layer, kept, g_BkT.unflatten(2, g.shape[2:]), A_Ik)
             else:
                 phi = torch.bmm(g_BkT, kept).flatten(1)
@@ -535,9 +541,9 @@ def dense_gradient(layer: nn.Module, kept: Tensor, g: Tensor) -> Tensor:
         parts = [v.reshape(len(g), -1, layer.weight.numel()).sum(1) for v in (g * kept, g)]
     else:
         parts = [v.flatten(2).sum(2) if v.dim() > 2 else v for v in (g * kept, g)]
-    if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
-        away = parts[0] - layer.running_mean * parts[1]
-        parts[0] = away * torch.rsqrt(layer.running_var + layer.eps)
+    if isinstance(layer, BATCH_NORMS):
+        mean, scale = _statistics(layer)
+        parts[0] = (parts[0] - mean * parts[1]) * scale
     return torch.cat(parts if layer.bias is not None else parts[:1], 1)
 
 
