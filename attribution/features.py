@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .gradients import Projection, Site, attributed, featurize, frozen, margin
+from .gradients import Projection, Site, attributed, featurize_views, frozen, margin
 from .members import View, mask_sites
 from .projection import checked_sites, own_projections, random_projections
 from .records import FeatureSpec, UserError
@@ -120,11 +120,9 @@ def featurized(
     batch = batch or fitting_batch(examples)
     for b in range(0, len(examples), batch):
         part = slice(b, min(b + batch, len(examples)))
-        some, blocks = examples[part], []
-        for view in views:
-            phi_BK, logits_BC = featurize(view, some.x_N, some.key_N, some.target_N, projections)
-            blocks.append(Block(phi_BK, margin(logits_BC, some.target_N)))
-        yield part, blocks
+        some = examples[part]
+        pairs = featurize_views(views, some.x_N, some.key_N, some.target_N, projections)
+        yield part, [Block(phi_BK, margin(f_BC, some.target_N)) for phi_BK, f_BC in pairs]
 
 
 def block(

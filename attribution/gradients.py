@@ -17,8 +17,9 @@ Axes: N examples, B a batch of them, C classes, T positions, I inputs, O outputs
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,7 @@ Projection = tuple[Tensor, ...]
 
 # Subclasses known to compute what their base class does; others must match exactly.
 HONEST = {"timm.layers.norm.LayerNorm": nn.LayerNorm}
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 FALLBACK_LIMIT = 2**20  # entries of one parameter that the fallback still takes
 
 
@@ -137,6 +139,71 @@ Keep = Callable[[Site, nn.Module, Tensor], Tensor]
 Take = Callable[[Site, nn.Module, Tensor, Tensor], None]
 
 
+class Prefix:
+    """What several masks of one network share on one batch: all that runs before the first of them.
+
+    The first pass keeps what each innermost module returns until a module that is masked is called.
+    In later passes these modules return the same tensors, with their graph and with what `observe`
+    kept of their inputs, instead of computing them again; functions between modules run once more.
+    A module with hooks of its own, and one whose result was changed in place, is computed anew.
+    """
+
+    def __init__(self, view: View) -> None:
+        self.network, self.leaves = view.network, list[Tensor]()
+        self.open = True  # nothing masked was called yet
+        self._masked = [view.network.get_submodule(n) for n in view.places]
+        self._calls: dict[nn.Module, list[tuple[Tensor, int]]] = {
+            m: []
+            for m in view.network.modules()
+            if not (list(m.children()) or m._forward_hooks or m._forward_pre_hooks)
+            and m not in self._masked
+        }
+
+    def __contains__(self, out: Tensor) -> bool:
+        return any(out is kept for calls in self._calls.values() for kept, _ in calls)
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Keeps what modules return or, in later passes, makes them return it."""
+        with ExitStack() as stack:
+            if self.open:
+                hooks = [m.register_forward_pre_hook(self._close) for m in self._masked]
+                hooks += [m.register_forward_hook(self._note) for m in self._calls]
+                for hook in hooks:
+                    stack.callback(hook.remove)
+            else:
+                for module, calls in self._calls.items():
+                    if calls:
+                        stack.enter_context(_replayed(module, calls))
+            yield
+            self.open = False
+
+    def _close(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self.open = False
+
+    def _note(self, module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+        if self.open and isinstance(out, Tensor):
+            self._calls[module].append((out, out._version))
+
+
+@contextmanager
+def _replayed(module: nn.Module, calls: Sequence[tuple[Tensor, int]]) -> Iterator[None]:
+    """Makes a module return what it did in its first calls, unless that was changed in place."""
+    left, forward, own = iter(calls), module.forward, "forward" in vars(module)
+
+    def again(*args: Tensor, **options: Tensor) -> Tensor:
+        out, version = next(left, (None, 0))
+        return forward(*args, **options) if out is None or out._version != version else out
+
+    vars(module)["forward"] = again
+    try:
+        yield
+    finally:
+        del vars(module)["forward"]
+        if own:
+            vars(module)["forward"] = forward
+
+
 def observe(
     view: View,
     x_B: Tensor,
@@ -145,6 +212,7 @@ def observe(
     places: Sequence[Site],
     keep: Keep,
     take: Take,
+    prefix: Prefix | None = None,
 ) -> Tensor:
     """One forward and one activation-only backward pass of the summed margin.
 
@@ -153,36 +221,77 @@ def observe(
     pass. Returns the logits (B, C).
 
     `key_B` names the examples to the view's mask. The network runs in evaluation mode, with its
-    parameters frozen, and is left as it was found.
+    parameters frozen, and is left as it was found. Of calls with one `prefix`, for masks of one
+    network on one batch with the same `keep` and `take`, only the first computes and keeps what no
+    mask changes.
     """
     layers = dict(view.network.named_modules())
     leaves: list[Tensor] = []
+    known = prefix is not None and not prefix.open
 
     def hook(site: Site) -> Callable[..., Tensor]:
         def after(layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-            kept = keep(site, layer, args[0].detach())
-            if not out.requires_grad:  # nothing before it is differentiated: the graph starts here
+            if prefix and known and out in prefix:
+                return out
+            a = args[0].detach()
+            kept = keep(site, layer, a)
+            if out.requires_grad:
+                out = _affine(layer, args[0], out)
+            else:  # nothing before it is differentiated: the graph starts here
                 if not torch.is_grad_enabled():  # the network itself switched gradients off here
                     return out
-                leaves.append(out.detach().requires_grad_())
-                out = leaves[-1].clone()  # a leaf must not be changed in place by the next layer
+                leaf = out.detach().requires_grad_()
+                (prefix.leaves if prefix and prefix.open else leaves).append(leaf)
+                out = leaf.clone()  # a leaf must not be changed in place by the next layer
             out.register_hook(lambda g: take(site, layer, kept, g))
             return out
 
         return after
 
-    handles = [
-        layers[s.name].register_forward_hook(hook(s)) for s in places if s.kind != "parameter"
-    ]
-    try:
+    with ExitStack() as stack:
+        for site in places:
+            if site.kind != "parameter":
+                handle = layers[site.name].register_forward_hook(hook(site))
+                stack.callback(handle.remove)
+        if prefix:
+            stack.enter_context(prefix.shared())
         with frozen(view.network), torch.enable_grad():
             logits_BC = view.logits(x_B, key_B)
-            if leaves:
-                torch.autograd.grad(margin(logits_BC, target_B).sum(), leaves, allow_unused=True)
-    finally:
-        for handle in handles:
-            handle.remove()
+            if starts := [*leaves, *(prefix.leaves if prefix else ())]:
+                f = margin(logits_BC, target_B).sum()
+                torch.autograd.grad(f, starts, retain_graph=prefix is not None, allow_unused=True)
     return logits_BC.detach()
+
+
+class _Scaled(torch.autograd.Function):
+    """The result of an affine map of `a` by channels, whose gradient is `scale` times its own."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, made: Sequence[Tensor], scale: Tensor) -> Tensor:
+        ctx.save_for_backward(scale)
+        return made[0].detach()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
+        return g * ctx.saved_tensors[0], None, None
+
+
+def _statistics(layer: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Mean, and one over the standard deviation, that a batch norm has learned for a channel."""
+    assert layer.running_mean is not None and layer.running_var is not None  # else it is no site
+    return layer.running_mean, torch.rsqrt(layer.running_var + layer.eps)
+
+
+def _affine(layer: nn.Module, a: Tensor, out: Tensor) -> Tensor:
+    """`out`, with a cheaper way back to `a` where the layer is a batch norm in evaluation mode.
+
+    Torch's own also sums over all examples, in two more passes, for parameters that are frozen.
+    """
+    if not isinstance(layer, BATCH_NORMS):
+        return out
+    scale = _statistics(layer)[1]
+    scale = scale if layer.weight is None else scale * layer.weight
+    return _Scaled.apply(a, [out], scale.view(-1, *[1] * (a.dim() - 2)))
 
 
 @contextmanager
@@ -213,20 +322,33 @@ def featurize(
     matrix for a factorised site), and logits (B, C). Examples must not mix inside the network,
     which holds in evaluation mode.
     """
-    found, logits_BC = site_features(view, x_B, key_B, target_B, projections)
-    missing = [s.name for s in projections if s not in found]
-    assert not missing, f"sites that never fired: {missing}"  # `checked_sites` leaves none
-    return torch.cat([found[s] for s in projections], dim=1), logits_BC
+    return featurize_views([view], x_B, key_B, target_B, projections)[0]
 
 
-def site_features(
-    view: View,
+def featurize_views(
+    views: Sequence[View],
     x_B: Tensor,
     key_B: Tensor,
     target_B: Tensor,
     projections: Mapping[Site, Projection],
-) -> tuple[dict[Site, Tensor], Tensor]:
-    """As `featurize`, but one entry for each site that fired."""
+) -> list[tuple[Tensor, Tensor]]:
+    """As `featurize`, for several masks of one network: what none changes is computed once."""
+    pairs = []
+    for found, logits_BC in site_features(views, x_B, key_B, target_B, projections):
+        missing = [s.name for s in projections if s not in found]
+        assert not missing, f"sites that never fired: {missing}"  # `checked_sites` leaves none
+        pairs.append((torch.cat([found[s] for s in projections], dim=1), logits_BC))
+    return pairs
+
+
+def site_features(
+    views: Sequence[View],
+    x_B: Tensor,
+    key_B: Tensor,
+    target_B: Tensor,
+    projections: Mapping[Site, Projection],
+) -> Iterator[tuple[dict[Site, Tensor], Tensor]]:
+    """As `featurize_views`, one after another, but one entry for each site that fired."""
     found: dict[Site, Tensor] = {}
 
     def keep(site: Site, layer: nn.Module, a: Tensor) -> Tensor:
@@ -242,17 +364,21 @@ def site_features(
             phi = dense_gradient(layer, kept, g) @ projections[site][0]
         else:
             A_Ik, G_Ok = projections[site]
+            g_BkT = _project_gradient(layer, g, G_Ok)
             if isinstance(layer, nn.Conv2d) and kept.dim() == 4:
-                phi = _convolved(layer, kept, F.conv2d(g, G_Ok.mT[..., None, None]), A_Ik)
+                phi = _convolved(layer, kept, g_BkT.unflatten(2, g.shape[2:]), A_Ik)
             else:
-                phi = torch.bmm((gradient_rows(layer, g) @ G_Ok).mT, kept).flatten(1)
+                phi = torch.bmm(g_BkT, kept).flatten(1)
         found[site] = found[site] + phi if site in found else phi
 
-    logits_BC = observe(view, x_B, key_B, target_B, tuple(projections), keep, take)
     alone = [s for s in projections if s.kind == "parameter"]
-    for site, grad_Bd in parameter_gradients(view, x_B, key_B, target_B, alone).items():
-        found[site] = grad_Bd @ projections[site][0]
-    return found, logits_BC
+    prefix = Prefix(views[0]) if len(views) > 1 else None
+    for view in views:
+        found.clear()
+        logits_BC = observe(view, x_B, key_B, target_B, tuple(projections), keep, take, prefix)
+        for site, grad_Bd in parameter_gradients(view, x_B, key_B, target_B, alone).items():
+            found[site] = grad_Bd @ projections[site][0]
+        yield dict(found), logits_BC
 
 
 def parameter_gradients(
@@ -285,34 +411,49 @@ def gradient_rows(layer: nn.Module, g: Tensor) -> Tensor:
     return g.reshape(g.shape[0], -1, g.shape[-1])
 
 
+def _project_gradient(layer: nn.Module, g: Tensor, G_Ok: Tensor) -> Tensor:
+    """G' g for each position, (B, kg, T)."""
+    if isinstance(layer, nn.Conv2d):
+        return G_Ok.mT @ g.flatten(2)  # as a 1 x 1 convolution with so few outputs it is slower
+    return (gradient_rows(layer, g) @ G_Ok).mT
+
+
 def _gradient_first(layer: nn.Module, a: Tensor, ka: int, kg: int) -> bool:
     """Whether projecting a convolution's input costs more than doing without.
 
-    In multiplications an input entry: ka for each of T positions, against kg for each position
-    and ka * kg once.
+    In multiplications a channel and offset of the kernel: ka for each output position, against kg
+    for each input position and ka * kg once.
     """
-    if not isinstance(layer, nn.Conv2d) or layer.stride != (1, 1):
+    if not isinstance(layer, nn.Conv2d):
         return False
     positions = a.shape[2] * a.shape[3]
-    return kg * (positions + ka) < ka * positions
+    return kg * (positions + ka) * math.prod(layer.stride) < ka * positions
 
 
 def _convolved(layer: nn.Conv2d, a: Tensor, g_Bk: Tensor, A_Ik: Tensor) -> Tensor:
-    """Features (B, kg * ka) of a convolution of stride 1 from its whole input.
+    """Features (B, kg * ka) of a convolution from its whole input and its projected gradient.
 
-    Each input position s meets the output gradient at s - offset, for each offset of the kernel:
-    the few channels of the projected gradient are shifted, and the input is read once.
+    Each input position s meets the output gradient at (s - offset) / stride, for each offset of the
+    kernel: the few channels of the projected gradient are spread by the stride and shifted, and the
+    input is read once.
     """
     batch, kg = g_Bk.shape[:2]
-    reach = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
-    sides = zip(reach, _padding(layer), strict=True)
-    (top, bottom), (left, right) = [(r - low, r - high) for r, (low, high) in sides]
-    around = F.pad(g_Bk, (left, right, top, bottom))
-    shifted_BkT = F.unfold(around, layer.kernel_size, layer.dilation).unflatten(1, (kg, -1))
+    spread = g_Bk
+    if layer.stride != (1, 1):
+        down, across = layer.stride
+        sizes = [(n - 1) * s + 1 for n, s in zip(g_Bk.shape[2:], layer.stride, strict=True)]
+        spread = g_Bk.new_zeros(batch, kg, *sizes)
+        spread[:, :, ::down, ::across] = g_Bk
+    around: list[int] = []  # the last axis first
+    for axis, reach, (low, _) in zip((2, 3), _reach(layer), _padding(layer), strict=True):
+        around = [reach - low, a.shape[axis] + low - spread.shape[axis], *around]
+    shifted = F.pad(spread, around)
+    for axis, dilation in zip((2, 3), layer.dilation, strict=True):
+        shifted = shifted.unfold(axis, a.shape[axis], dilation)  # a view of each offset
     patch = layer.weight[0].numel()
-    # unfold goes through the offsets backwards, as in every transposed convolution.
+    # The offsets come backwards, as in every transposed convolution.
     A_oIk = A_Ik[:patch].unflatten(0, (a.shape[1], -1)).flip(1).transpose(0, 1)
-    sums_BkoI = torch.bmm(shifted_BkT.flatten(1, 2), a.flatten(2).mT)
+    sums_BkoI = torch.bmm(shifted.reshape(batch, -1, a[0, 0].numel()), a.flatten(2).mT)
     phi = sums_BkoI.reshape(batch * kg, -1) @ A_oIk.reshape(patch, -1)
     phi = phi.view(batch, kg, -1)
     if layer.bias is not None:
@@ -364,18 +505,24 @@ def _padding(layer: nn.Conv2d) -> list[tuple[int, int]]:
     """Zeros around the input of a convolution: (top, bottom), (left, right)."""
     match layer.padding:
         case "same":
-            reach = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
-            return [(r // 2, r - r // 2) for r in reach]
+            return [(r // 2, r - r // 2) for r in _reach(layer)]
         case (high, wide):
             return [(int(high), int(high)), (int(wide), int(wide))]
     return [(0, 0), (0, 0)]  # "valid"
 
 
+def _reach(layer: nn.Conv2d) -> list[int]:
+    """From the first to the last offset of the kernel, down and across."""
+    return [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+
+
 def dense_input(layer: nn.Module, a: Tensor) -> Tensor:
-    """What the gradient of a dense site needs of the layer's input: for a norm, normalised."""
+    """What the gradient of a dense site needs of the layer's input.
+
+    For a norm over each example it is normalised here; for a batch norm, whose statistics are
+    fixed, it is the sums that are (`dense_gradient`).
+    """
     match layer:
-        case nn.BatchNorm1d() | nn.BatchNorm2d():
-            return F.batch_norm(a, layer.running_mean, layer.running_var, eps=layer.eps)
         case nn.GroupNorm():
             return F.group_norm(a, layer.num_groups, eps=layer.eps)
         case nn.LayerNorm():
@@ -394,6 +541,9 @@ def dense_gradient(layer: nn.Module, kept: Tensor, g: Tensor) -> Tensor:
         parts = [v.reshape(len(g), -1, layer.weight.numel()).sum(1) for v in (g * kept, g)]
     else:
         parts = [v.flatten(2).sum(2) if v.dim() > 2 else v for v in (g * kept, g)]
+    if isinstance(layer, BATCH_NORMS):
+        mean, scale = _statistics(layer)
+        parts[0] = (parts[0] - mean * parts[1]) * scale
     return torch.cat(parts if layer.bias is not None else parts[:1], 1)
 
 

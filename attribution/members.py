@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -24,6 +25,11 @@ from .records import UserError
 WHOLE_CHANNELS = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 DROPOUTS = (nn.Dropout, *WHOLE_CHANNELS)
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Tanh)
+
+# Tensors, because each call would have to make one of a number.
+FACTORS = torch.tensor([0x7FEB352D, -2073254261], dtype=torch.int32).unbind()
+SHIFTS = {s: torch.tensor(s, dtype=torch.int32) for s in (15, 16)}
+LOW = {s: torch.tensor((1 << 32 - s) - 1, dtype=torch.int32) for s in SHIFTS}
 
 
 def example_keys(ids: Sequence[str]) -> np.ndarray:
@@ -115,36 +121,53 @@ class View:
 def dropout_mask(key_B: Tensor, site: str, mask: int, units: int, p: float) -> Tensor:
     """What `mask` multiplies the units of `site` by, float32 (B, U): 0 with probability p.
 
-    The others get 1/(1-p). Hashing is in wrapping 32-bit arithmetic, 16 bits of it for a unit,
-    and goes through a few rows at a time: on a convolution's output this is the whole cost of a
-    mask, and it halves when it stays in the processor's cache.
+    The others get 1/(1-p). Hashing is in wrapping 32-bit arithmetic (xor-shift-multiply, a
+    bijection that spreads every input bit), 16 bits of it for a unit, and goes through a few rows
+    at a time, which stay in the processor's cache. No tensor of bools is made: torch neither
+    writes nor reads one with vector instructions.
     """
     salt = int.from_bytes(hashlib.blake2b(f"{mask}/{site}".encode(), digest_size=8).digest())
     row_B = _mixed64(key_B ^ (salt - 2**63)).to(torch.int32)
-    pair_U = torch.arange((units + 1) // 2, dtype=torch.int32, device=key_B.device)
-    _mix32(pair_U, torch.empty_like(pair_U))
+    _shift_in(
+        row_B, 16, torch.empty_like(row_B)
+    )  # a ^ b shifted in is that of a and of b: once each
+    pair_U = _pairs((units + 1) // 2, key_B.device)
     out_BU = torch.empty(len(key_B), units, device=key_B.device)
-    step = max(1, 2**15 // len(pair_U))
-    for b in range(0, len(key_B), step):
-        h = row_B[b : b + step, None] ^ pair_U
-        _mix32(h, torch.empty_like(h))
-        keep = h.view(torch.int16)[:, :units] >= round(p * 2**16) - 2**15
-        torch.mul(keep, 1 / (1 - p), out=out_BU[b : b + step])
+    step = max(1, 2**16 // len(pair_U))
+    for row_b, out_bU in zip(row_B.split(step), out_BU.split(step), strict=True):
+        h = row_b[:, None] ^ pair_U
+        _multiply(h, torch.empty_like(h))
+        keep = h.view(torch.int16).ge_(round(p * 2**16) - 2**15)
+        out_bU.copy_(keep[:, :units]).mul_(1 / (1 - p))
     return out_BU
 
 
-def _mix32(h: Tensor, room: Tensor) -> None:
-    """In place, a bijection of int32 that spreads every input bit (xor-shift-multiply)."""
-    for shift, factor in ((16, 0x7FEB352D), (15, -2073254261), (16, 1)):
-        # The shift of signed integers copies the sign, which would leave high halves positive.
-        torch.bitwise_right_shift(h, shift, out=room).bitwise_and_((1 << 32 - shift) - 1)
-        h.bitwise_xor_(room)
-        if factor != 1:
-            h.mul_(factor)
+@lru_cache(maxsize=64)
+def _pairs(count: int, device: torch.device) -> Tensor:
+    """The hashed number of each pair of units, int32 (count,), its first step of mixing done."""
+    pair_U = torch.arange(count, dtype=torch.int32, device=device)
+    room = torch.empty_like(pair_U)
+    _shift_in(pair_U, 16, room)
+    _multiply(pair_U, room)
+    _shift_in(pair_U, 16, room)
+    return pair_U
+
+
+def _multiply(h: Tensor, room: Tensor) -> None:
+    """In place, what follows the first shift of the mixing of int32."""
+    _shift_in(h.mul_(FACTORS[0]), 15, room)
+    _shift_in(h.mul_(FACTORS[1]), 16, room)
+
+
+def _shift_in(h: Tensor, shift: int, room: Tensor) -> None:
+    """In place, h ^ (h >> shift)."""
+    # The shift of signed integers copies the sign, which would leave high halves positive.
+    torch.bitwise_right_shift(h, SHIFTS[shift], out=room).bitwise_and_(LOW[shift])
+    h.bitwise_xor_(room)
 
 
 def _mixed64(h: Tensor) -> Tensor:
-    """The same for int64, its low 32 bits the best mixed."""
+    """Mixed in the same way, its low 32 bits the best."""
     for _ in range(2):
         h = (h ^ ((h >> 32) & 0xFFFFFFFF)) * 0x1B03738712FAD5C9
     return h ^ ((h >> 32) & 0xFFFFFFFF)

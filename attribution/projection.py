@@ -175,7 +175,7 @@ def _agreeing(
     like = next(view.network.parameters())
     rtol, atol = (1e-6, 1e-9) if like.dtype == torch.float64 else (1e-2, 1e-4)
     projections = random_projections(places, 8, 1, seed=0, like=like)
-    found, _ = site_features(view, *examples, projections)
+    [(found, _)] = site_features([view], *examples, projections)
     exact = loop_gradients(view, *examples, places)
     agreed = set()
     for site in places:

@@ -1,5 +1,8 @@
 """Features of one member on ResNet-9 against one plain forward and backward of the same batch.
 
+Masks are those of an ensemble of 20 of one network, made together as a build makes them; the figure
+is of one of them.
+
 ResNet-9 at full width (4.8 million parameters), 32 x 32 colour images, the default projection. The
 plain pass is the same network in the same evaluation mode, with the weight gradients of the
 batch's summed loss. The basis is found once a network and shared by its masks: a row of its own.
@@ -9,14 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from attribution.features import Examples, block, projected
+from attribution.features import Examples, block, featurized, projected
 from attribution.models import resnet9
 from attribution.records import FeatureSpec
 
 from .images import colour_images
 from .rows import Options, Row, interleaved, ratios, row
 
-BATCH = 64
+BATCH = 16
+MASKS = 20
 BASIS_IMAGES = 256
 
 
@@ -27,14 +31,16 @@ def measure(options: Options) -> list[Row]:
     batch = images[slice(0, BATCH)]
     spec = FeatureSpec()
     made = projected(network, images, spec)
+    views = [made.view(mask, 0.1) for mask in range(MASKS)]
     seconds = interleaved(
         options.times(7),
         {
             "plain": lambda: plain(network, batch),
             "naive": lambda: block(made.view(), batch, made.projections, BATCH),
-            "dropout": lambda: block(made.view(0, 0.1), batch, made.projections, BATCH),
+            "dropout": lambda: list(featurized(views, batch, made.projections, BATCH)),
         },
     )
+    seconds["dropout"] = [s / MASKS for s in seconds["dropout"]]
     basis = interleaved(
         options.times(2),
         {
@@ -45,13 +51,13 @@ def measure(options: Options) -> list[Row]:
     features = sum(
         t[0].shape[1] * (t[1].shape[1] if len(t) > 1 else 1) for t in made.projections.values()
     )
-    note = f"{what}, batch {BATCH}, {features} dims"
+    note = f"{what}, batch {BATCH}, {features} dims, {MASKS} masks"
     return [
         row(
             f"ResNet-9, one {kind} member / plain forward + backward ({note})",
             ratios(seconds[kind], seconds["plain"]),
             "x",
-            at_most=1.0,
+            at_most=0.8,
         )
         for kind in ("naive", "dropout")
     ] + [

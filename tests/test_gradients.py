@@ -1,6 +1,7 @@
 """Projected per-example gradients against a loop of backward calls."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from torch import nn
 from zoo import CASES, as_matrix, backward_loop, identity, relative
 
 from attribution.features import Examples, projected
-from attribution.gradients import featurize, loop_gradients, margin, sites
+from attribution.gradients import featurize, featurize_views, loop_gradients, margin, sites
 from attribution.members import View, mask_sites
 from attribution.projection import checked_sites, random_projections
 from attribution.records import FeatureSpec
@@ -45,6 +46,65 @@ def test_features_without_projection_are_the_gradients_of_a_backward_loop(name, 
         assert relative(phi[:, part], wanted[:, part]) < 1e-7, site.name
         start += width
     torch.testing.assert_close(logits, view.logits(examples[0], examples[1]).detach())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_several_masks_at_once_are_each_the_gradients_of_a_backward_loop(name):
+    view, examples, (places, _) = seen(name, masked=True)
+    views = [replace(view, mask=mask) for mask in (3, None, 8)]
+    found = featurize_views(views, *examples, {s: identity(s, DOUBLE) for s in places})
+    assert len({phi.sum().item() for phi, _ in found}) == 3
+    for one, (phi, logits) in zip(views, found, strict=True):
+        exact = backward_loop(one, *examples)
+        wanted = torch.cat([as_matrix(s, exact).flatten(1) for s in places], 1)
+        assert relative(phi, wanted) < 1e-9
+        torch.testing.assert_close(logits, one.logits(examples[0], examples[1]).detach())
+
+
+class Awkward(nn.Module):
+    """Before its mask a layer is called twice, a result is changed in place and one is hooked."""
+
+    def __init__(self):
+        super().__init__()
+        self.twice, self.added, self.hooked = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+        self.drop, self.head = nn.Dropout(0.5), nn.Linear(6, 3)
+        self.hooked.register_forward_hook(lambda module, args, out: out * 2)
+
+    def forward(self, x):
+        x = self.twice(torch.tanh(self.twice(x)))
+        y = self.added(torch.tanh(x))
+        y += x  # of what a module returned
+        x = self.drop(torch.tanh(self.hooked(y)) + x)
+        return self.head(x + self.twice(x))
+
+
+def test_what_no_mask_changes_is_computed_once_and_the_rest_for_each():
+    torch.manual_seed(0)
+    network = Awkward().double().eval()
+    x, key, target = torch.randn(4, 6, dtype=DOUBLE), torch.arange(4), torch.arange(4) % 3
+    views = [View(network, ("drop",), mask, 0.4) for mask in range(3)]
+    places = [s for s in sites(network) if s.name != "hooked"]
+    ran: dict[str, int] = {}
+
+    def counted(name, forward):
+        def count(x):
+            ran[name] = ran.get(name, 0) + 1
+            return forward(x)
+
+        return count
+
+    for name, module in network.named_children():  # beneath what is played back
+        vars(module)["forward"] = counted(name, module.forward)
+    try:
+        found = featurize_views(views, x, key, target, {s: identity(s, DOUBLE) for s in places})
+    finally:
+        left = {n: vars(m).pop("forward", None) for n, m in network.named_children()}
+    assert ran == {"twice": 2 + 3, "added": 3, "hooked": 3, "drop": 3, "head": 3}
+    assert all(f.__name__ == "count" for f in left.values())
+    for view, (phi, _) in zip(views, found, strict=True):
+        exact = backward_loop(view, x, key, target)
+        wanted = torch.cat([as_matrix(s, exact).flatten(1) for s in places], 1)
+        assert relative(phi, wanted) < 1e-9
 
 
 @pytest.mark.parametrize("name", CASES)
