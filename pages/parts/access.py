@@ -1,0 +1,221 @@
+"""Who may do what: the login, the roles, and the two pages that speak of them.
+
+Without an ``[auth]`` table in Streamlit's ``secrets.toml`` whoever reaches the app may do
+everything, and it listens on this machine only. With one, people log in at their OpenID provider,
+and ``[roles]`` says by their addresses what they may do. Read once a process: a change to the file
+counts from the next start on. In doubt nobody is let in.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from fnmatch import fnmatchcase
+from functools import cache
+from importlib.util import find_spec
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import streamlit as st
+from streamlit import config
+from streamlit.auth_util import get_redirect_uri
+from streamlit.errors import StreamlitSecretNotFoundError
+
+from attribution.records import UserError
+
+from .words import literal
+
+NEEDED = ("redirect_uri", "cookie_secret", "client_id", "client_secret", "server_metadata_url")
+SECRET = 32  # characters of a cookie secret at least: who guesses it can be anybody
+UNVERIFIED = "unverified"  # in [roles]: addresses count that the provider did not call verified
+
+
+class Role(IntEnum):
+    """What a visitor may do; each may do what those before it may."""
+
+    NOBODY = 0
+    LOOK = 1
+    REVIEW = 2
+    BUILD = 3
+
+
+LOOK, REVIEW, BUILD = Role.LOOK, Role.REVIEW, Role.BUILD
+NAMES = {role.name.lower(): role for role in (LOOK, REVIEW, BUILD)}
+MAY = {
+    LOOK: "look at everything and download it",
+    REVIEW: "decide on labels and import decisions",
+    BUILD: "start, cancel, name and delete builds, and bring images",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """What the secrets file says of who gets in."""
+
+    origin: str  # of the app, as browsers see it
+    roles: Mapping[Role, tuple[str, ...]] = field(default_factory=dict)  # patterns of addresses
+    unverified: bool = False
+
+    @property
+    def host(self) -> str:
+        return urlsplit(self.origin).hostname or ""
+
+    def role(self, user: Mapping[str, Any]) -> Role:
+        """The highest role that a login's claims have; `Role.NOBODY` in doubt."""
+        email = address(user)
+        verified = self.unverified and "email_verified" not in user
+        if not email or not (verified or user.get("email_verified") in (True, "true")):
+            return Role.NOBODY
+        some = [role for role, patterns in self.roles.items() if matches(email, patterns)]
+        return max(some, default=Role.NOBODY)
+
+
+def address(user: Mapping[str, Any]) -> str:
+    """The address of whoever is logged in; "" where nobody is, or it is none."""
+    email = user.get("email")
+    if user.get("is_logged_in") is not True or not isinstance(email, str):
+        return ""
+    name, _, domain = email.partition("@")
+    plain = name and domain and "@" not in domain and email.isprintable() and " " not in email
+    return lowered(email).decode() if plain else ""
+
+
+def lowered(text: str) -> bytes:
+    """In small ASCII letters; others stay, or a look-alike would become one (K of Kelvin)."""
+    return text.encode(errors="replace").lower()
+
+
+def matches(email: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(lowered(email), lowered(pattern)) for pattern in patterns)
+
+
+@cache
+def rules() -> Rules | None:
+    """What the secrets file says; None where no login is configured.
+
+    Raises UserError for a file that cannot be read, or whose words make no sense: then nobody
+    gets in.
+    """
+    files = [Path(name) for name in config.get_option("secrets.files")]
+    if not any(file.exists() for file in files):
+        return None
+    try:
+        told = st.secrets.to_dict()
+    except (StreamlitSecretNotFoundError, OSError, ValueError) as error:
+        raise wrong(f"that cannot be read ({error})", "a file in the form of TOML") from None
+    return rules_from(told) if "auth" in told else None
+
+
+def rules_from(told: Mapping[str, Any]) -> Rules:
+    """Rules of a secrets file with ``[auth]``. Raises UserError; no value of it is in its words."""
+    auth, roles = told["auth"], told.get("roles", {})
+    if not isinstance(auth, Mapping):
+        raise wrong("whose auth is no table", "a table [auth]")
+    missing = [name for name in NEEDED if not isinstance(auth.get(name), str) or not auth[name]]
+    if missing:
+        raise wrong(f"whose [auth] lacks {', '.join(missing)}", f"{', '.join(NEEDED)} as texts")
+    if len(auth["cookie_secret"]) < SECRET:
+        raise wrong("with a short cookie_secret", f"at least {SECRET} random characters")
+    redirect = urlsplit(get_redirect_uri(auth) or "")
+    if redirect.scheme not in ("http", "https") or redirect.path != "/oauth2callback":
+        raise wrong("with another redirect_uri", "the app's address and /oauth2callback")
+    if redirect.scheme == "http" and not is_local(redirect.hostname or ""):
+        raise wrong("whose redirect_uri is http", "https, or logins could be read on their way")
+    if not isinstance(roles, Mapping) or (unknown := set(roles) - {*NAMES, UNVERIFIED}):
+        named = f" that names {', '.join(sorted(unknown))}" if isinstance(roles, Mapping) else ""
+        raise wrong(f"with a [roles]{named}", f"a table of {', '.join(NAMES)}")
+    if not isinstance(roles.get(UNVERIFIED, False), bool):
+        raise wrong(f"whose {UNVERIFIED} is neither", "true or false")
+    lists = {NAMES[name]: given for name, given in roles.items() if name in NAMES}
+    if not all(isinstance(p, list) and all(isinstance(q, str) for q in p) for p in lists.values()):
+        raise wrong("whose [roles] are no lists", 'lists of addresses such as ["*@example.org"]')
+    if find_spec("authlib") is None:
+        raise UserError(
+            found="a login in secrets.toml, and no Authlib",
+            wanted="the library that logs people in",
+            next_step="install it with `pip install 'probable-cause[login]'`",
+        )
+    return Rules(
+        origin=f"{redirect.scheme}://{redirect.netloc}",
+        roles={role: tuple(patterns) for role, patterns in lists.items()},
+        unverified=roles.get(UNVERIFIED, False),
+    )
+
+
+def wrong(found: str, wanted: str) -> UserError:
+    return UserError(
+        found=f"a secrets.toml {found}",
+        wanted=wanted,
+        next_step="mend it as docs/SECURITY.md shows and start the app again",
+    )
+
+
+def is_local(host: str) -> bool:
+    """Whether what listens on `host` can be reached from this machine only."""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def role() -> Role:
+    """What the visitor of this session may do."""
+    known = rules()
+    return BUILD if known is None else known.role(st.user.to_dict())
+
+
+def who() -> str:
+    """The address that the visitor logged in with; "" where there is no login."""
+    return "" if rules() is None else address(st.user.to_dict())
+
+
+def require(wanted: Role) -> None:
+    """Raise UserError unless the visitor may do what `wanted` may."""
+    if role() < wanted:
+        raise UserError(
+            found=f"{who() or 'nobody'} may not {MAY[wanted]}",
+            wanted=f"the role {wanted.name.lower()}",
+            next_step="ask whoever runs this app for it",
+        )
+
+
+def door() -> None:
+    """The page of those who are not let in: one button."""
+    _, middle, _ = st.columns([1, 1, 1])
+    with middle, st.container(border=True, key="door"):
+        st.title("Probable Cause", anchor=False)
+        st.caption(
+            "Find the training images behind every prediction, and the labels that are wrong."
+        )
+        if not st.user.is_logged_in:
+            st.button("Log in", on_click=st.login, type="primary", key="log_in", width="stretch")
+            return
+        known, claims = rules(), st.user.to_dict()
+        if known and known.roles and address(claims) and not claims.get("email_verified"):
+            why = "but the provider does not say that this address is verified"
+        else:
+            why = "but nobody gave this address a role here: ask whoever runs this app"
+        st.warning(
+            f"You are logged in as {literal(address(claims) or 'somebody without an address')}, "
+            f"{why}.",
+            icon=":material/info:",
+        )
+        st.button("Log out", on_click=st.logout, key="log_out", width="stretch")
+
+
+def account() -> None:
+    """Who the visitor is, what they may do, and the way out."""
+    mine = role()
+    st.title("Account", anchor=False)
+    st.caption("Who you are here, and what you may do.")
+    left, _ = st.columns([1, 1])
+    with left.container(border=True):
+        st.markdown(f"You are logged in as **{literal(who())}**; decisions are signed so.")
+        for one, words in MAY.items():
+            mark = ":material/check:" if one <= mine else ":material/block:"
+            may = "You may" if one <= mine else "You may not"
+            st.markdown(f"{mark} {may} {words}.")
+        if mine < BUILD:
+            st.caption("Whoever runs this app can give you more.")
+        st.button("Log out", on_click=st.logout, key="log_out", icon=":material/logout:")
