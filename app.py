@@ -9,11 +9,13 @@ import os
 import socket
 import sys
 import threading
+from base64 import b64encode
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import streamlit as st
 from starlette.middleware import Middleware
+from streamlit import config
 from streamlit.runtime.pages_manager import PagesManager
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
@@ -21,6 +23,7 @@ from attribution.archives import LIMITS
 from attribution.records import UserError
 from pages.parts import access
 from pages.parts.behind import ROUTES as EVIDENCE
+from pages.parts.door import door
 from pages.parts.gate import Gate
 from pages.parts.opened import CACHE, WORKSPACE, engine
 from pages.parts.points import ROUTES as POINTS
@@ -48,6 +51,7 @@ DARK = {
     "orangeColor": "#f59e4c",
 }
 ICON = str(Path(__file__).parent / "pages/parts/icon.png")
+INLINE = f"data:image/png;base64,{b64encode(Path(ICON).read_bytes()).decode()}"
 # Streamlit marks a link of the navigation that has the focus by a shade hardly to be seen.
 FOCUS = "<style>header a:focus-visible { outline: 2px solid #5870ee; outline-offset: 1px }</style>"
 SETTINGS = {
@@ -81,28 +85,31 @@ PAGES = {
     "compare": "Compare",
     "builds": "Builds",
 }  # file and title, in order
-ACCOUNT = "account"
+ACCOUNT = {"account": "Account"}  # where people log in
 
 
 def navigation() -> None:
     """Choose the page and run it, for whoever is let in."""
-    # An image of our own: Streamlit would fetch a named icon from a server elsewhere.
-    st.set_page_config(page_title="Probable Cause", page_icon=ICON, layout="wide")
-    st.logo(ICON, size="large")
+    inside = access.role() > access.Role.NOBODY
+    # An image of our own: Streamlit would fetch a named icon from a server elsewhere. The file is
+    # served to those who are let in, like every other.
+    icon = (
+        ICON if inside else f"data:image/png;base64,{b64encode(Path(ICON).read_bytes()).decode()}"
+    )
+    st.set_page_config(page_title="Probable Cause", page_icon=icon, layout="wide")
+    st.logo(icon, size="large")
     st.html(FOCUS)
+    shown = PAGES if access.rules() is None else PAGES | ACCOUNT
     pages = [
         st.Page(f"pages/{name}.py", title=title, default=name == "overview")
-        for name, title in PAGES.items()
+        for name, title in shown.items()
     ]
+    page = st.navigation(pages, position="top" if inside else "hidden")
     try:
-        if access.rules() is not None:
-            pages.append(st.Page(access.account, title="Account", url_path=ACCOUNT))
-        inside = access.role() > access.Role.NOBODY
-        page = st.navigation(pages, position="top" if inside else "hidden")
         if inside:
             page.run()
         else:
-            access.door()
+            door()
     except Exception as error:
         show_trouble(error)
 
@@ -144,6 +151,7 @@ def serve(
     On localhost, or, where people have to log in, on another `address`. Raises UserError when the
     port is taken, the address is not to be had, or the secrets file makes no sense.
     """
+    config.set_option("server.port", port)  # the secrets file may leave it open
     known = access.rules()
     if known is None and not access.is_local(address):
         raise UserError(
@@ -165,7 +173,10 @@ def serve(
     if known is not None:  # Streamlit would name and open an address that is not the app's
         quiet |= {"server.headless": True, "logger.hideWelcomeMessage": True}
         print(f"People log in at {known.origin}", flush=True)
-    app.run(config={**SETTINGS, **quiet, "server.address": address, "server.port": port})
+    settings = {**SETTINGS, **quiet, "server.address": address, "server.port": port}
+    for name, value in settings.items():  # or it warns of what has changed since it read them
+        config.set_option(name, value)
+    app.run(config=settings)
 
 
 def free(address: str, port: int) -> None:
@@ -192,7 +203,7 @@ else:
         Path(__file__).absolute(),
         lifespan=lifespan,
         routes=[*ROUTES, *EVIDENCE, *POINTS, *REACH],
-        middleware=[Middleware(Gate, pages=(*PAGES, ACCOUNT))],
+        middleware=[Middleware(Gate, pages=[*PAGES, *ACCOUNT])],
         on_script_error=show_trouble,
     )
     if __name__ == "__main__":

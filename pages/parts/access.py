@@ -1,4 +1,4 @@
-"""Who may do what: the login, the roles, and the two pages that speak of them.
+"""Who may do what: what the secrets file says of logins and roles.
 
 Without an ``[auth]`` table in Streamlit's ``secrets.toml`` whoever reaches the app may do
 everything, and it listens on this machine only. With one, people log in at their OpenID provider,
@@ -23,8 +23,6 @@ from streamlit.auth_util import get_redirect_uri
 from streamlit.errors import StreamlitSecretNotFoundError
 
 from attribution.records import UserError
-
-from .words import literal
 
 NEEDED = ("redirect_uri", "cookie_secret", "client_id", "client_secret", "server_metadata_url")
 SECRET = 32  # characters of a cookie secret at least: who guesses it can be anybody
@@ -64,11 +62,16 @@ class Rules:
     def role(self, user: Mapping[str, Any]) -> Role:
         """The highest role that a login's claims have; `Role.NOBODY` in doubt."""
         email = address(user)
-        verified = self.unverified and "email_verified" not in user
-        if not email or not (verified or user.get("email_verified") in (True, "true")):
+        if not email or not self.verified(user):
             return Role.NOBODY
         some = [role for role, patterns in self.roles.items() if matches(email, patterns)]
         return max(some, default=Role.NOBODY)
+
+    def verified(self, user: Mapping[str, Any]) -> bool:
+        """Whether the provider says that the address is whose login it is."""
+        if "email_verified" not in user:
+            return self.unverified
+        return user["email_verified"] in (True, "true")
 
 
 def address(user: Mapping[str, Any]) -> str:
@@ -174,48 +177,7 @@ def require(wanted: Role) -> None:
     """Raise UserError unless the visitor may do what `wanted` may."""
     if role() < wanted:
         raise UserError(
-            found=f"{who() or 'nobody'} may not {MAY[wanted]}",
+            found=f"you may not {MAY[wanted]}",
             wanted=f"the role {wanted.name.lower()}",
             next_step="ask whoever runs this app for it",
         )
-
-
-def door() -> None:
-    """The page of those who are not let in: one button."""
-    _, middle, _ = st.columns([1, 1, 1])
-    with middle, st.container(border=True, key="door"):
-        st.title("Probable Cause", anchor=False)
-        st.caption(
-            "Find the training images behind every prediction, and the labels that are wrong."
-        )
-        if not st.user.is_logged_in:
-            st.button("Log in", on_click=st.login, type="primary", key="log_in", width="stretch")
-            return
-        known, claims = rules(), st.user.to_dict()
-        if known and known.roles and address(claims) and not claims.get("email_verified"):
-            why = "but the provider does not say that this address is verified"
-        else:
-            why = "but nobody gave this address a role here: ask whoever runs this app"
-        st.warning(
-            f"You are logged in as {literal(address(claims) or 'somebody without an address')}, "
-            f"{why}.",
-            icon=":material/info:",
-        )
-        st.button("Log out", on_click=st.logout, key="log_out", width="stretch")
-
-
-def account() -> None:
-    """Who the visitor is, what they may do, and the way out."""
-    mine = role()
-    st.title("Account", anchor=False)
-    st.caption("Who you are here, and what you may do.")
-    left, _ = st.columns([1, 1])
-    with left.container(border=True):
-        st.markdown(f"You are logged in as **{literal(who())}**; decisions are signed so.")
-        for one, words in MAY.items():
-            mark = ":material/check:" if one <= mine else ":material/block:"
-            may = "You may" if one <= mine else "You may not"
-            st.markdown(f"{mark} {may} {words}.")
-        if mine < BUILD:
-            st.caption("Whoever runs this app can give you more.")
-        st.button("Log out", on_click=st.logout, key="log_out", icon=":material/logout:")

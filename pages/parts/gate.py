@@ -50,7 +50,6 @@ A_MINUTE = 120  # uploads begun
 HELD = 2 * 10**9  # bytes of uploads in memory
 
 
-
 def inline_scripts() -> str:
     """The hashes of the scripts that stand in Streamlit's page itself, as a policy names them."""
     page = (Path(file_util.get_static_dir()) / "index.html").read_text("utf-8")
