@@ -161,9 +161,6 @@ def serve(
         )
     free(address, port)
     sys.argv = [__file__]  # Streamlit looks for the script's folder here
-    # As `st.navigation` sets it, but before a visitor whose first address is that of a page: the
-    # folder pages/ would be taken for Streamlit's older kind of app.
-    PagesManager.uses_pages_directory = False
     os.environ[CACHE] = str(Path(cache).absolute())
     if workspace is not None:
         os.environ[WORKSPACE] = str(Path(workspace).absolute())
@@ -199,6 +196,9 @@ def free(address: str, port: int) -> None:
 if get_script_run_ctx(suppress_warning=True):
     navigation()
 else:
+    # As `st.navigation` sets it, but before a visitor whose first address is that of a page: the
+    # folder pages/ would be taken for Streamlit's older kind of app, which runs a page by itself.
+    PagesManager.uses_pages_directory = False
     app = st.App(
         Path(__file__).absolute(),
         lifespan=lifespan,

@@ -176,8 +176,9 @@ def who() -> str:
 def require(wanted: Role) -> None:
     """Raise UserError unless the visitor may do what `wanted` may."""
     if role() < wanted:
+        may_not = "you may not" if who() else "somebody who is not logged in may not"
         raise UserError(
-            found=f"you may not {MAY[wanted]}",
+            found=f"{may_not} {MAY[wanted]}",
             wanted=f"the role {wanted.name.lower()}",
             next_step="ask whoever runs this app for it",
         )

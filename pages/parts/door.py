@@ -10,9 +10,9 @@ from .words import code
 def door() -> None:
     """A page with one button."""
     _, middle, _ = st.columns(3)
-    with middle, st.container(border=True, key="door") as card:
+    with middle, st.container(border=True, key="door"):
         head(
-            card,
+            st,
             "Probable Cause",
             "Find the training images behind every prediction, and the labels that are wrong.",
         )

@@ -221,8 +221,9 @@ def passed_on(scope: Scope, headers: Headers, known: Rules | None) -> list[tuple
 def user_of(cookies: Mapping[str, str], known: Rules) -> dict[str, Any]:
     """The claims of the login that signed cookies hold, as `st.user` has them; {} for none.
 
-    A login too long for one cookie is cut into several, each signed by itself: those of two logins
-    could be put together to a third. Such a seam gives some claim twice, which is refused.
+    A login too long for one cookie is cut into several, each signed by itself. Where people may
+    write claims of their own, parts of two logins can be put together to a third; it then gives
+    the address twice, and is refused.
     """
     try:
         signed = _get_signed_cookie_with_chunks(dict(cookies), USER_COOKIE_NAME)

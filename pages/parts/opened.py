@@ -9,12 +9,13 @@ from typing import Any, NoReturn
 
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from attribution.build import Build
 from attribution.engine import Engine
 from attribution.records import UserError
 
-from .access import BUILD, Role, require
+from .access import BUILD, LOOK, Role, require
 from .words import literal
 
 DOUBT = 0.5  # a label that is wrong with a higher probability is called suspicious
@@ -32,8 +33,11 @@ def places() -> tuple[Path, Path | None]:
 def engine() -> Engine:
     """One engine a process: it is read by all sessions and by the thumbnail route.
 
-    To read; whoever acts asks `may`.
+    To read; whoever acts asks `may`. Raises UserError in the session of a visitor who may not look
+    (what is asked over HTTP has passed the gate).
     """
+    if get_script_run_ctx(suppress_warning=True) is not None:
+        require(LOOK)
     return _engine(*places())
 
 
