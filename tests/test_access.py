@@ -13,6 +13,7 @@ from apptest import APP, act, fine
 from secrets_file import ANN, AUTH, BOB, EVE, ROLES, STRANGER, secrets, toml, user
 from streamlit.testing.v1 import AppTest
 
+import app as web
 from attribution.build import Build
 from attribution.engine import Engine
 from attribution.jobs import began
@@ -312,3 +313,22 @@ def test_only_so_many_jobs_are_started(engine: Engine, tmp_path: Path) -> None:
             for file in (engine.cache / "jobs" / name).iterdir():
                 file.unlink()
             (engine.cache / "jobs" / name).rmdir()
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "192.0.2.1", "::", "example.org", ""])
+def test_another_address_needs_a_login(address: str, tmp_path: Path) -> None:
+    with secrets(tmp_path / "secrets.toml", ""):
+        with pytest.raises(UserError, match="and no login; wanted a login"):
+            web.serve(tmp_path / "cache", address=address)
+
+
+def test_each_line_on_security_names_tests_that_exist() -> None:
+    text = (ROOT / "docs/SECURITY.md").read_text("utf-8")
+    lines = [line for line in text.splitlines() if line.startswith("| ") and "---" not in line]
+    threats = [line for line in lines if not line.startswith("| threat ")]
+    assert len(threats) > 40
+    for line in threats:
+        named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", line)
+        assert named, line
+        for file, name in named:
+            assert f"\ndef {name}(" in (ROOT / "tests" / file).read_text("utf-8"), (file, name)

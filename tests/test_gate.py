@@ -41,7 +41,8 @@ from streamlit.web.server.starlette.starlette_websocket import (
 )
 
 import app as web
-from pages.parts import gate
+from attribution.archives import LIMITS
+from pages.parts import exports, gate
 from pages.parts.gate import HEADERS, Gate
 
 HTTPS = "https://labels.example.org"
@@ -323,7 +324,14 @@ def test_the_policy_lets_no_other_server_in() -> None:
     assert policy["default-src"] == ["'none'"] and policy["frame-ancestors"] == ["'none'"]
     allowed = {word for words in policy.values() for word in words}
     hashes = {word for word in allowed if word.startswith("'sha256-")}
-    assert allowed - hashes == {"'none'", "'self'", "'unsafe-inline'", "blob:", "data:"}
+    assert allowed - hashes == {
+        "'none'",
+        "'self'",
+        "'unsafe-inline'",
+        "'wasm-unsafe-eval'",
+        "blob:",
+        "data:",
+    }
     assert "'unsafe-inline'" not in policy["script-src"] and hashes <= {*policy["script-src"]}
 
 
@@ -372,3 +380,7 @@ def test_the_port_stays_free_for_the_app() -> None:
         taken.listen()
         with pytest.raises(web.UserError, match="is not free"):
             web.free("localhost", taken.getsockname()[1])
+
+
+def test_the_server_takes_the_largest_that_a_page_takes_and_no_more() -> None:
+    assert web.SETTINGS["server.maxUploadSize"] == max(exports.LARGEST, LIMITS.packed // 10**6)

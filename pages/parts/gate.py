@@ -63,7 +63,7 @@ def inline_scripts() -> str:
 POLICY = "; ".join(
     (
         "default-src 'none'",
-        f"script-src 'self' blob: {inline_scripts()}",
+        f"script-src 'self' blob: 'wasm-unsafe-eval' {inline_scripts()}",
         "style-src 'self' 'unsafe-inline'",
         "img-src 'self' data:",
         "font-src 'self' data:",
