@@ -93,9 +93,7 @@ def navigation() -> None:
     inside = access.role() > access.Role.NOBODY
     # An image of our own: Streamlit would fetch a named icon from a server elsewhere. The file is
     # served to those who are let in, like every other.
-    icon = (
-        ICON if inside else f"data:image/png;base64,{b64encode(Path(ICON).read_bytes()).decode()}"
-    )
+    icon = ICON if inside else INLINE
     st.set_page_config(page_title="Probable Cause", page_icon=icon, layout="wide")
     st.logo(icon, size="large")
     st.html(FOCUS)
@@ -153,7 +151,7 @@ def serve(
     """
     config.set_option("server.port", port)  # the secrets file may leave it open
     known = access.rules()
-    if known is None and not access.is_local(address):
+    if known is None and address not in access.LOCAL:
         raise UserError(
             found=f"the address {address!r} and no login",
             wanted="a login where others can reach the app",

@@ -12,7 +12,6 @@ from enum import IntEnum
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib.util import find_spec
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,6 +23,7 @@ from streamlit.errors import StreamlitSecretNotFoundError
 
 from attribution.records import UserError
 
+LOCAL = ("localhost", "127.0.0.1", "::1")  # what listens there is reached from here only
 NEEDED = ("redirect_uri", "cookie_secret", "client_id", "client_secret", "server_metadata_url")
 SECRET = 32  # characters of a cookie secret at least: who guesses it can be anybody
 UNVERIFIED = "unverified"  # in [roles]: addresses count that the provider did not call verified
@@ -123,7 +123,7 @@ def rules_from(told: Mapping[str, Any]) -> Rules:
     redirect = urlsplit(get_redirect_uri(auth) or "")
     if redirect.scheme not in ("http", "https") or redirect.path != "/oauth2callback":
         raise wrong("with another redirect_uri", "the app's address and /oauth2callback")
-    if redirect.scheme == "http" and not is_local(redirect.hostname or ""):
+    if redirect.scheme == "http" and redirect.hostname not in LOCAL:
         raise wrong("whose redirect_uri is http", "https, or logins could be read on their way")
     if not isinstance(roles, Mapping) or (unknown := set(roles) - {*NAMES, UNVERIFIED}):
         named = f" that names {', '.join(sorted(unknown))}" if isinstance(roles, Mapping) else ""
@@ -152,14 +152,6 @@ def wrong(found: str, wanted: str) -> UserError:
         wanted=wanted,
         next_step="mend it as docs/SECURITY.md shows and start the app again",
     )
-
-
-def is_local(host: str) -> bool:
-    """Whether what listens on `host` can be reached from this machine only."""
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def role() -> Role:

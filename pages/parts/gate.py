@@ -29,9 +29,8 @@ from streamlit.web.server.starlette.starlette_websocket import (
 
 from attribution.records import UserError
 
-from .access import Role, Rules, rules
+from .access import LOCAL, Role, Rules, rules
 
-LOCAL = ("localhost", "127.0.0.1", "::1")
 LOGOUT = "/auth/logout"  # which no link from elsewhere may press
 OPEN = (
     "/",
