@@ -9,15 +9,22 @@ import os
 import socket
 import sys
 import threading
+from base64 import b64encode
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import streamlit as st
+from starlette.middleware import Middleware
+from streamlit import config
 from streamlit.runtime.pages_manager import PagesManager
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
+from attribution.archives import LIMITS
 from attribution.records import UserError
+from pages.parts import access
 from pages.parts.behind import ROUTES as EVIDENCE
+from pages.parts.door import door
+from pages.parts.gate import Gate
 from pages.parts.opened import CACHE, WORKSPACE, engine
 from pages.parts.points import ROUTES as POINTS
 from pages.parts.reach import ROUTES as REACH
@@ -44,6 +51,7 @@ DARK = {
     "orangeColor": "#f59e4c",
 }
 ICON = str(Path(__file__).parent / "pages/parts/icon.png")
+INLINE = f"data:image/png;base64,{b64encode(Path(ICON).read_bytes()).decode()}"
 # Streamlit marks a link of the navigation that has the focus by a shade hardly to be seen.
 FOCUS = "<style>header a:focus-visible { outline: 2px solid #5870ee; outline-offset: 1px }</style>"
 SETTINGS = {
@@ -51,8 +59,13 @@ SETTINGS = {
     "runner.postScriptGC": False,
     "client.showErrorDetails": "none",
     "client.toolbarMode": "minimal",
-    "server.address": "localhost",
     "server.fileWatcherType": "none",
+    "server.maxUploadSize": LIMITS.packed // 10**6,  # MB, of the largest thing that a page takes
+    "server.enableXsrfProtection": True,
+    "server.enableCORS": True,
+    "server.enableStaticServing": False,
+    "server.enableAgentApi": False,
+    "server.trustedUserHeaders": "{}",  # nobody is who a header says
     "theme.headingFontSizes": ["1.6rem", "1.3rem", "1.1rem"],
     "theme.headingFontWeights": [650, 600, 600],
     "theme.metricValueFontSize": "1.6rem",
@@ -61,29 +74,40 @@ SETTINGS = {
     **{f"theme.dark.{name}": value for name, value in DARK.items()},
 }
 
+PAGES = {
+    "overview": "Overview",
+    "explain": "Explain",
+    "groups": "Patterns",
+    "map": "Map",
+    "try_image": "Try an image",
+    "review": "Review",
+    "changes": "Before & after",
+    "compare": "Compare",
+    "builds": "Builds",
+}  # file and title, in order
+ACCOUNT = {"account": "Account"}  # where people log in
+
 
 def navigation() -> None:
-    """Choose the page and run it."""
-    # An image of our own: Streamlit would fetch a named icon from a server elsewhere.
-    st.set_page_config(page_title="Probable Cause", page_icon=ICON, layout="wide")
-    st.logo(ICON, size="large")
+    """Choose the page and run it, for whoever is let in."""
+    inside = access.role() > access.Role.NOBODY
+    # An image of our own: Streamlit would fetch a named icon from a server elsewhere. The file is
+    # served to those who are let in, like every other.
+    icon = ICON if inside else INLINE
+    st.set_page_config(page_title="Probable Cause", page_icon=icon, layout="wide")
+    st.logo(icon, size="large")
     st.html(FOCUS)
-    page = st.navigation(
-        [
-            st.Page("pages/overview.py", title="Overview", default=True),
-            st.Page("pages/explain.py", title="Explain"),
-            st.Page("pages/groups.py", title="Patterns"),
-            st.Page("pages/map.py", title="Map"),
-            st.Page("pages/try_image.py", title="Try an image"),
-            st.Page("pages/review.py", title="Review"),
-            st.Page("pages/changes.py", title="Before & after"),
-            st.Page("pages/compare.py", title="Compare"),
-            st.Page("pages/builds.py", title="Builds"),
-        ],
-        position="top",
-    )
+    shown = PAGES if access.rules() is None else PAGES | ACCOUNT
+    pages = [
+        st.Page(f"pages/{name}.py", title=title, default=name == "overview")
+        for name, title in shown.items()
+    ]
+    page = st.navigation(pages, position="top" if inside else "hidden")
     try:
-        page.run()
+        if inside:
+            page.run()
+        else:
+            door()
     except Exception as error:
         show_trouble(error)
 
@@ -118,41 +142,66 @@ def serve(
     port: int = 8501,
     browser: bool = True,
     reviewer: str = "",
+    address: str = "localhost",
 ) -> None:
-    """Serve the app on localhost until it is interrupted, and open a `browser` on it.
+    """Serve the app until it is interrupted, and open a `browser` on it.
 
-    Raises UserError when the port is taken.
+    On localhost, or, where people have to log in, on another `address`. Raises UserError when the
+    port is taken, the address is not to be had, or the secrets file makes no sense.
     """
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except (OSError, OverflowError):
-            raise UserError(
-                found=f"port {port} is not free",
-                wanted="a free port between 1 and 65535",
-                next_step="end what uses it, or choose another with --port",
-            ) from None
+    config.set_option("server.port", port)  # the secrets file may leave it open
+    known = access.rules()
+    if known is None and address not in access.LOCAL:
+        raise UserError(
+            found=f"the address {address!r} and no login",
+            wanted="a login where others can reach the app",
+            next_step="configure one as docs/SECURITY.md shows, or leave out --address",
+        )
+    free(address, port)
     sys.argv = [__file__]  # Streamlit looks for the script's folder here
-    # As `st.navigation` sets it, but before a visitor whose first address is that of a page: the
-    # folder pages/ would be taken for Streamlit's older kind of app.
-    PagesManager.uses_pages_directory = False
     os.environ[CACHE] = str(Path(cache).absolute())
     if workspace is not None:
         os.environ[WORKSPACE] = str(Path(workspace).absolute())
     if reviewer:
         os.environ[REVIEWER] = reviewer
     quiet = {} if browser else {"server.headless": True}  # else as the environment has it
-    app.run(config={**SETTINGS, **quiet, "server.port": port})
+    if known is not None:  # Streamlit would name and open an address that is not the app's
+        quiet |= {"server.headless": True, "logger.hideWelcomeMessage": True}
+        print(f"People log in at {known.origin}", flush=True)
+    settings = {**SETTINGS, **quiet, "server.address": address, "server.port": port}
+    for name, value in settings.items():  # or it warns of what has changed since it read them
+        config.set_option(name, value)
+    app.run(config=settings)
+
+
+def free(address: str, port: int) -> None:
+    """Raise UserError unless the app could listen there."""
+    try:
+        host = "127.0.0.1" if address == "localhost" else address
+        family, *_, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(place)
+    except (OSError, OverflowError, UnicodeError):
+        where = "" if address == "localhost" else f" on {address}"
+        raise UserError(
+            found=f"port {port}{where} is not free",
+            wanted="a free port between 1 and 65535, on an address of this machine",
+            next_step="end what uses it, or choose another with --port",
+        ) from None
 
 
 if get_script_run_ctx(suppress_warning=True):
     navigation()
 else:
+    # As `st.navigation` sets it, but before a visitor whose first address is that of a page: the
+    # folder pages/ would be taken for Streamlit's older kind of app, which runs a page by itself.
+    PagesManager.uses_pages_directory = False
     app = st.App(
         Path(__file__).absolute(),
         lifespan=lifespan,
         routes=[*ROUTES, *EVIDENCE, *POINTS, *REACH],
+        middleware=[Middleware(Gate, pages=[*PAGES, *ACCOUNT])],
         on_script_error=show_trouble,
     )
     if __name__ == "__main__":

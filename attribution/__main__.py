@@ -1398,6 +1398,10 @@ def web_app(
     cache: Cache = CACHE,
     browser: Annotated[bool, typer.Option(help="Open a browser.")] = True,
     reviewer: Annotated[str, typer.Option(help="Who signs decisions; else the page asks.")] = "",
+    address: Annotated[
+        str,
+        typer.Option(help="Where to listen; other than localhost only where people log in."),
+    ] = "localhost",
 ) -> None:
     """Open the web app on localhost; telemetry is off."""
     known_port = 1 <= port <= 65535
@@ -1417,7 +1421,14 @@ def web_app(
     sys.path.insert(0, str(script.parent))
     import app as web
 
-    web.serve(cache=cache, workspace=workspace, port=port, browser=browser, reviewer=reviewer)
+    web.serve(
+        cache=cache,
+        workspace=workspace,
+        port=port,
+        browser=browser,
+        reviewer=reviewer,
+        address=address,
+    )
 
 
 def open_engine(cache: Path, workspace: Path | None = None) -> Any:

@@ -51,7 +51,7 @@ from .records import (
     within,
 )
 from .revision import Revision, revise, revision
-from .store import Artifact, Draft, is_id, store_at
+from .store import Artifact, Draft, Store, is_id, store_at
 from .stored import facts, found, recipe, stored
 from .truth import Truth, differing, opened, truth, truth_spec
 

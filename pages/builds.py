@@ -9,12 +9,13 @@ from attribution.proposal import Proposal, proposed
 from attribution.records import BuildSpec, DataSpec, EstimatorSpec
 from attribution.strategies import axes, options, usual_power, usual_q
 from pages.parts import own
+from pages.parts.access import BUILD
 from pages.parts.builds_table import builds_table
 from pages.parts.estimated import estimate, estimated
 from pages.parts.grid import notice
 from pages.parts.jobs import RUNNING, bar
 from pages.parts.managing import managing
-from pages.parts.opened import engine, head, whole
+from pages.parts.opened import engine, head, launch, may, whole
 from pages.parts.trouble import guarded
 from pages.parts.words import span
 
@@ -58,6 +59,7 @@ def main() -> None:
 
 def form() -> None:
     """The fields of a build; sends the same options as the command line has."""
+    may(BUILD)
     with st.container(border=True):
         st.subheader("New build", anchor=False)
         place = st.container()  # the archive is first, because it chooses the data
@@ -179,8 +181,8 @@ def settings(data: str, found: dict[str, Any] | None) -> None:
     if started:
         engine().check(spec)
         if known_data:
-            engine().room(spec)
-        engine().start(["--data", data, *options(spec)[2:]])
+            may(BUILD).room(spec)
+        launch(["--data", data, *options(spec)[2:]])
         st.rerun()
 
 
@@ -201,7 +203,7 @@ def jobs(was_busy: bool) -> None:
             words.caption(f"`{said or 'default settings'}`")
             if job.state == RUNNING:
                 if action.button("Cancel", key=f"cancel_{job.id}", width="stretch"):
-                    engine().cancel(job.id)
+                    may(BUILD).cancel(job.id)
                     st.rerun(scope="fragment")
                 bar(job)
             elif job.state == "done" and job.build:
@@ -215,7 +217,7 @@ def jobs(was_busy: bool) -> None:
                 width="stretch",
                 help="Goes on where it was: what was finished is not made again.",
             ):
-                engine().start(list(job.options), job.command)
+                launch(list(job.options), job.command)
                 st.rerun()
             if job.error:
                 st.error(job.error, icon=":material/error:")

@@ -16,7 +16,7 @@ from pages.parts.asked import chosen_test, pick, question, test_grid
 from pages.parts.grid import consume, notice
 from pages.parts.jobs import RUNNING
 from pages.parts.measuring import measurements, measuring
-from pages.parts.opened import build_or_stop, command_line, engine, ensemble_name, go
+from pages.parts.opened import build_or_stop, command_line, engine, ensemble_name, go, launch
 from pages.parts.thumbs import inline
 from pages.parts.trouble import guarded
 from pages.parts.words import blink, literal, readable, size, span
@@ -392,7 +392,7 @@ def settings(build: Build) -> None:
             "Takes about a minute."
         )
         if action.button("Choose settings", key="tune", width="stretch"):
-            engine().start([build.id], "tune")
+            launch([build.id], "tune")
             st.rerun()
         return
     left, right = st.columns([1, 1], gap="large")
@@ -422,7 +422,7 @@ def settings(build: Build) -> None:
         )
         st.code(command_line(["build", *found["options"]]), language="bash", wrap_lines=True)
         if st.button("Start this build", key="start_tuned"):
-            engine().start(found["options"])
+            launch(found["options"])
             go("builds")
 
 
@@ -553,7 +553,7 @@ def budget(known: list[Row]) -> None:
         options = strategies.options(wanted)
         st.code(command_line(["build", *options]), language="bash", wrap_lines=True)
         if st.button("Start this build", key="start_advised"):
-            engine().start(options)
+            launch(options)
             go("builds")
 
 

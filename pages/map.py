@@ -12,7 +12,7 @@ from pages.parts import picked, points
 from pages.parts.asked import test_item, views
 from pages.parts.grid import consume, grid, notice, plane, subject
 from pages.parts.jobs import RUNNING, framed
-from pages.parts.opened import DOUBT, build_or_stop, command_line, engine, go, thumb
+from pages.parts.opened import DOUBT, build_or_stop, command_line, engine, go, launch, thumb
 from pages.parts.thumbs import inline
 from pages.parts.trouble import guarded
 
@@ -56,7 +56,7 @@ def missing(build: Build) -> None:
         words.caption("Or in a terminal:")
         words.code(command_line(["map", build.id]), language="bash", wrap_lines=True)
         if action.button("Make the map", type="primary", key="make_map", width="stretch"):
-            engine().start([build.id], "map")
+            launch([build.id], "map")
             st.rerun()
 
 

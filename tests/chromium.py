@@ -49,15 +49,22 @@ def chromium() -> Iterator[Browser]:
 
 @contextmanager
 def app_server(
-    cache: Path, workspace: Path, folder: Path = ROOT, program: Sequence[str] = PROGRAM
+    cache: Path,
+    workspace: Path,
+    folder: Path = ROOT,
+    program: Sequence[str] = PROGRAM,
+    said_at: Path | None = None,
 ) -> Iterator[str]:
-    """The app on a free port, started in `folder` by the command line; gives its address."""
+    """The app on a free port, started in `folder` by the command line; gives its address.
+
+    What it prints goes to a file, `said_at` where one is given.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, *program, "app", "--port", str(port)]
     command += ["--cache", str(cache), "--workspace", str(workspace)]
-    said = tempfile.TemporaryFile("w+")
+    said = tempfile.TemporaryFile("w+") if said_at is None else said_at.open("w+")
     process = subprocess.Popen(
         command,
         cwd=folder,

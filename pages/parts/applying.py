@@ -9,8 +9,9 @@ from attribution.build import Build
 from attribution.jobs import Job
 from attribution.records import UserError
 
+from .access import BUILD
 from .jobs import RUNNING, framed
-from .opened import command_line, engine, go
+from .opened import command_line, engine, go, launch, may
 
 
 def applying(build: Build) -> None:
@@ -46,11 +47,11 @@ def applying(build: Build) -> None:
 def start(build: Build) -> None:
     """Start the build of the revised data; a notice where the decisions cannot be applied."""
     try:
-        revision = engine().revise(build.id)
+        revision = may(BUILD).revise(build.id)
     except UserError as error:
         st.session_state["notice"] = str(error)
         return
-    engine().start(strategies.options(engine().revised_spec(build.id, revision.id)))
+    launch(strategies.options(engine().revised_spec(build.id, revision.id)))
 
 
 def watch() -> None:

@@ -5,7 +5,8 @@ import streamlit as st
 from attribution.estimate import Estimate
 from attribution.records import BuildSpec
 
-from .opened import engine
+from .access import BUILD
+from .opened import may
 from .words import size, span
 
 KEPT = "estimated"
@@ -16,7 +17,7 @@ STAGES = {"train": "training", "basis": "finding directions", "features": "gradi
 def estimate(spec: BuildSpec) -> None:
     """Probe what `spec` will take, and keep it for `estimated`."""
     with st.spinner("Training and measuring for a few seconds"):
-        st.session_state[KEPT] = spec, engine().estimate(spec)
+        st.session_state[KEPT] = spec, may(BUILD).estimate(spec)
 
 
 def estimated(spec: BuildSpec) -> None:

@@ -12,7 +12,8 @@ from attribution.imports import Entry, Plan, entries_of, made, planned
 from attribution.records import Decision, UserError
 from attribution.report import review
 
-from .opened import engine
+from .access import REVIEW
+from .opened import engine, may
 from .reviewer import reviewer
 
 MIMES = {
@@ -155,7 +156,7 @@ def said(build: Build, decision: Decision) -> str:
 def bring(build: Build, plan: Plan) -> None:
     """Import what was shown, and put the file away."""
     try:
-        made(build, engine().decisions, plan)
+        made(build, may(REVIEW).decisions, plan)
     except UserError as error:
         st.session_state["notice"] = str(error)
         return

@@ -20,7 +20,8 @@ from attribution.build import Build
 from attribution.decisions import Choice
 from attribution.records import Decision, UserError, Verdict
 
-from .opened import engine
+from .access import REVIEW
+from .opened import engine, may
 from .reviewer import reviewer
 
 Action = dict[str, Any]
@@ -167,7 +168,7 @@ def decide_all(
     build: Build, choices: list[Choice], settles: bool = False, split: str = TRAIN
 ) -> None:
     """Write decisions of the visitor, which one undo takes back."""
-    engine().decisions.decide_all(
+    may(REVIEW).decisions.decide_all(
         log_id(build, split), choices, reviewer=reviewer(), build_id=build.id, settles=settles
     )
 
@@ -190,7 +191,7 @@ def on_train(build: Build, action: Action, evidence: Callable[[Any], dict[str, A
 
 def undo(build: Build, split: str = TRAIN) -> tuple[Decision, ...]:
     """Take the visitor's last act back; leaves a notice where there is none."""
-    undone = engine().decisions.undo(log_id(build, split), reviewer())
+    undone = may(REVIEW).decisions.undo(log_id(build, split), reviewer())
     if not undone:
         st.session_state["notice"] = f"There is no decision{of_whom(split)} to undo."
     return undone
@@ -198,7 +199,7 @@ def undo(build: Build, split: str = TRAIN) -> tuple[Decision, ...]:
 
 def redo(build: Build, split: str = TRAIN) -> tuple[Decision, ...]:
     """Put back what the visitor took back last; leaves a notice where there is nothing."""
-    redone = engine().decisions.redo(log_id(build, split), reviewer())
+    redone = may(REVIEW).decisions.redo(log_id(build, split), reviewer())
     if not redone:
         st.session_state["notice"] = f"There is no decision{of_whom(split)} to redo."
     return redone

@@ -5,7 +5,8 @@ import streamlit as st
 from attribution.records import UserError
 from attribution.stored import facts
 
-from .opened import build_name, by_data, engine
+from .access import BUILD
+from .opened import build_name, by_data, engine, may
 from .words import size
 
 
@@ -33,7 +34,7 @@ def managing() -> None:
 
 def said(build_id: str, name: str, note: str) -> None:
     try:
-        before = engine().say(build_id, name, note)
+        before = may(BUILD).say(build_id, name, note)
     except UserError as error:
         st.warning(str(error), icon=":material/info:")
         return
@@ -45,7 +46,7 @@ def said(build_id: str, name: str, note: str) -> None:
 def unsay() -> None:
     """Take the last name and note back."""
     build_id, name, note = st.session_state.pop("said_before")
-    engine().say(build_id, name, note)
+    may(BUILD).say(build_id, name, note)
     for key in (f"name_{build_id}", f"note_{build_id}"):
         st.session_state.pop(key, None)
 
@@ -66,7 +67,7 @@ def ending(build_id: str) -> None:
     )
     if st.button(f"Delete {total} for good", key=f"delete_{build_id}", icon=":material/delete:"):
         try:
-            engine().delete(build_id)
+            may(BUILD).delete(build_id)
         except UserError as error:
             st.warning(str(error), icon=":material/info:")
             return

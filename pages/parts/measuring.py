@@ -8,7 +8,7 @@ from attribution.build import Build
 from attribution.jobs import Job
 
 from .jobs import RUNNING, framed
-from .opened import command_line, engine, go
+from .opened import command_line, engine, go, launch
 from .trouble import guarded
 
 
@@ -39,7 +39,7 @@ def measuring(build: Build, rows: list[dict[str, Any]]) -> None:
                 "truth yet."
             )
             if action.button("Evaluate", type="primary", key="evaluate", width="stretch"):
-                engine().start(missing, "evaluate")
+                launch(missing, "evaluate")
                 st.rerun()
             return
         words.write(
@@ -62,7 +62,7 @@ def measuring(build: Build, rows: list[dict[str, Any]]) -> None:
         words.caption("Or in a terminal:")
         words.code(command_line(["truth", *options]), language="bash", wrap_lines=True)
         if action.button("Measure fidelity", type="primary", key="measure", width="stretch"):
-            engine().start(options, "truth")
+            launch(options, "truth")
             st.rerun()
 
 

@@ -2,21 +2,27 @@
 
 import os
 import shlex
+import threading
 from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from attribution.build import Build
 from attribution.engine import Engine
+from attribution.records import UserError
 from attribution.remote import VARIABLE
 
+from .access import BUILD, LOOK, Role, require
 from .words import literal
 
 DOUBT = 0.5  # a label that is wrong with a higher probability is called suspicious
 CACHE, WORKSPACE = "PROBABLE_CAUSE_CACHE", "PROBABLE_CAUSE_WORKSPACE"
+AT_ONCE = 4  # jobs that may run before a page starts no other
+_starting = threading.Lock()
 
 
 def places() -> tuple[Path, Path | None]:
@@ -26,8 +32,36 @@ def places() -> tuple[Path, Path | None]:
 
 
 def engine() -> Engine:
-    """One engine a process: it is read by all sessions and by the thumbnail route."""
+    """One engine a process: it is read by all sessions and by the thumbnail route.
+
+    To read; whoever acts asks `may`. Raises UserError in the session of a visitor who may not look
+    (what is asked over HTTP has passed the gate).
+    """
+    if get_script_run_ctx(suppress_warning=True) is not None:
+        require(LOOK)
     return _engine(*places(), os.environ.get(VARIABLE, ""))
+
+
+def may(role: Role) -> Engine:
+    """The engine, to act on. Raises UserError for a visitor who may not do what `role` may."""
+    require(role)
+    return engine()
+
+
+def launch(options: list[str], *command: str) -> str:
+    """Start a job as `Engine.start` does. Raises UserError for a visitor who may not, and where
+    enough are running.
+    """
+    with _starting:
+        ours = may(BUILD)
+        busy = sum(job.state == "running" for job in ours.jobs())
+        if busy >= AT_ONCE:
+            raise UserError(
+                found=f"{busy} jobs that are running",
+                wanted=f"fewer than {AT_ONCE} before another is started",
+                next_step="wait until one has ended, or cancel one on the page of builds",
+            )
+        return ours.start(options, *command)
 
 
 @cache
@@ -113,7 +147,7 @@ def no_builds() -> None:
             "training labels wrong on purpose, and takes about three minutes."
         )
         if st.button("Build the demo", type="primary", key="build_demo"):
-            engine().start(["--noise", "0.1"])
+            launch(["--noise", "0.1"])
             go("builds")
         st.caption("Or in a terminal:")
         st.code(command_line(["build", "--noise", "0.1"]), language="bash")

@@ -8,7 +8,8 @@ import streamlit as st
 from attribution.archives import KINDS, LIMITS
 from attribution.records import UserError
 
-from .opened import engine
+from .access import BUILD
+from .opened import engine, may
 from .words import literal
 
 DESCRIBED = "described"  # in the session: what was found, by what was given as data
@@ -36,7 +37,7 @@ def uploaded() -> None:
         return
     try:
         with Progress() as report:
-            found = engine().unpacked(file, file.name, report)
+            found = may(BUILD).unpacked(file, file.name, report)
             data = str(found.folder)
             look(data, report)
         st.session_state[DESCRIBED][data]["left"] = found.words
@@ -49,7 +50,7 @@ def uploaded() -> None:
 
 def look(data: str, report: Callable[[str, int, int], None]) -> None:
     """Read the images of `data`, for `described`."""
-    found = engine().described(data, report=report)
+    found = may(BUILD).described(data, report=report)
     st.session_state.setdefault(DESCRIBED, {})[data] = found
 
 

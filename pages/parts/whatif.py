@@ -12,9 +12,10 @@ from attribution.records import Answer, UserError
 from attribution.whatif import LEAST, Forecast, Scale, agreement, columns, predicted, scale_of
 
 from . import charts
+from .access import BUILD
 from .asked import pick
 from .jobs import RUNNING, framed
-from .opened import command_line, engine
+from .opened import command_line, engine, launch, may
 from .reach import expander, unscaled
 from .trouble import guarded
 from .words import literal, sure
@@ -212,7 +213,7 @@ def proof(build: Build, told: Forecast, found: list[Row]) -> None:
         help="Runs in the background; this tab may be closed. In a terminal: "
         f"`{command_line(['verify', *short(options)])}`",
     ):
-        engine().start(options, "verify")
+        launch(options, "verify")
         st.rerun(scope="fragment")
 
 
@@ -227,7 +228,7 @@ def watch(build_id: str) -> None:
     if not busy:
         st.rerun()
     if framed(busy[0], "Cancel", "cancel_verify"):
-        engine().cancel(busy[0].id)
+        may(BUILD).cancel(busy[0].id)
         st.rerun()
 
 

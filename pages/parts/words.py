@@ -61,3 +61,8 @@ def size(count: float) -> str:
 def literal(name: str) -> str:
     """A name from a person's files, for a text that is read as Markdown."""
     return MARKS.sub(r"\\\1", " ".join(name.split()))
+
+
+def code(name: str) -> str:
+    """An address as it is, in a text that is read as Markdown, which would make a link of it."""
+    return "`" + name.replace("`", "'") + "`"
