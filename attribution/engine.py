@@ -309,8 +309,12 @@ class Engine:
     def truth(
         self, build_id: str, subsets: int, seeds: int, share: float = 0.5, report: Report = silent
     ) -> Truth:
-        """Ground truth by retraining for every build on this one's data, network and recipe."""
+        """Ground truth by retraining for every build on this one's data, network and recipe.
+
+        Raises `UserError` without test labels, whose margins it is of.
+        """
         build = self.open(build_id)
+        build.need_labels()
         wanted = TruthSpec(run=build.again(), subsets=subsets, seeds=seeds, share=share)
         train_half = examples(build.spec, build.data, build.data.train)
         test_half = examples(build.spec, build.data, build.data.test)
@@ -333,6 +337,7 @@ class Engine:
         data, labels or networks.
         """
         build = self.open(build_id)
+        build.need_labels()
         chosen = self._truth_for(build, truth_id)
         name = content_id("evaluation", build_id, chosen.manifest["id"])
 
@@ -370,6 +375,7 @@ class Engine:
     ) -> list[dict[str, Any]]:
         """The other strategies beside a build, a ground truth for all, and their evaluations."""
         build = self.open(build_id)
+        build.need_labels()
         build.again()  # or the reason why not, before anything is built
         specs = strategies.rivals(build.spec)
         ids = [build_id]
@@ -425,7 +431,7 @@ class Engine:
                 self.store,
                 build.data,
                 examples(build.spec, build.data, build.data.train),
-                examples(build.spec, build.data, build.data.test),
+                build.test_examples,
                 tests.tolist(),
                 [np.array([h.train_id for h in some]) for some in hits],
                 run,
@@ -528,7 +534,7 @@ class Engine:
         chosen = whatif.most(move_T, k, each)
         return whatif.moved(
             chosen,
-            build.test_labels_T[chosen],
+            build.test_labels_T[chosen] if build.labelled else [None] * len(chosen),
             build.predicted_T[chosen],
             build.moves_by_network(change_d, chosen),
             float(np.abs(move_T).max()),
@@ -621,12 +627,16 @@ class Engine:
                 wanted="the same test images",
                 next_step="compare a build with the one that its decisions were made on",
             )
+        before.need_labels()
         labels = self.test_labels(before_id)
         return changes(labels, before.probs_TC, after.probs_TC, before_id, after_id)
 
     def test_labels(self, build_id: str) -> testlabels.Labels:
         """The test labels of a build with the decisions in force on them."""
-        some = self.open(build_id).test_half
+        build = self.open(build_id)
+        if not build.labelled:
+            return replace(testlabels.untouched(build.predicted_T), labelled=False)
+        some = build.test_half
         return testlabels.in_force(some, self.decisions.in_force(some.id))
 
     def accuracies(self, summaries: Iterable[dict[str, Any]]) -> dict[str, testlabels.Accuracy]:
@@ -636,7 +646,7 @@ class Engine:
         for summary in summaries:
             name, was = summary["build"], summary["accuracy"]
             told[name] = testlabels.Accuracy(given=was, restated=was, corrected=0, excluded=0)
-            if not self.decisions.path.exists():  # and no data set need be read
+            if was is None or not self.decisions.path.exists():  # and no data set need be read
                 continue
             try:
                 some = self._half_of(spec_from(summary["spec"]).data)

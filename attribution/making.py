@@ -125,6 +125,11 @@ class Making:
             for j in range(spec.adapters)
         ]
         report("train", total, total)
+        self.asked: tuple[str, ...] = ()  # tells features for other classes than the labels
+        if not data.test.labelled:
+            predicted_T = self.test_probs().argmax(1)
+            self.test = replace(self.test, target_N=torch.from_numpy(predicted_T))
+            self.asked = (content_id("asked", predicted_T.tolist()),)
         self._projected: dict[tuple[Checkpoint, int], Projected] = {}
 
     def part(self, at: int, total: int) -> Report:
@@ -208,8 +213,7 @@ class Making:
         else:
             draft.array("train_probs", probabilities(made, self.train.x_N).numpy())
         draft.array("test_probs", probs_TC.numpy())
-        correct_T = probs_TC.argmax(1) == self.test.target_N
-        draft.note(accuracy=float(correct_T.float().mean()))
+        draft.note(accuracy=accuracy(self.data, probs_TC.numpy()))
 
     def adapter(self, run_id: str, j: int, at: int, total: int) -> Artifact:
         """The j-th LoRA adapter on a trained network."""
@@ -285,7 +289,10 @@ class Making:
         return self._projected[checkpoint, draw]
 
     def features(self, member: Member, done: int, total: int) -> Artifact:
-        """One member's features of all training and test examples, for the given labels."""
+        """One member's features of all training and test examples, for the labels.
+
+        Test images without labels are asked about what the networks call them.
+        """
         self.report("features", done, total)
         stored = replace(member, block=0, blocks=1)  # blocks share them
         sites_id = self.sites(member.checkpoint, member.draw).manifest["id"]
@@ -301,7 +308,7 @@ class Making:
                 draft.array(f"{name}_margin", made.margin_N.numpy())
                 draft.note(**{f"{name}_scale": scale})
 
-        name = content_id("features", self.data.id, sites_id, stored)
+        name = content_id("features", self.data.id, sites_id, stored, *self.asked)
         made_by = {"data": self.data.id, "sites": sites_id, **asdict(stored)}
         return self.store.make("features", name, fill, made_by)
 
@@ -339,7 +346,8 @@ class Making:
         """The compressed index, and the query vectors of every test example."""
         members, blocks, beliefs = self.members, self.blocks, self.beliefs
         predicted_T = self.test_probs().argmax(1)
-        wrong = np.flatnonzero(predicted_T != self.data.test.labels_N)
+        target_T = self.test.target_N.numpy()
+        wrong = np.flatnonzero(predicted_T != target_T)
         spec = self.spec
         some = self.test[wrong]
         second = Examples(some.x_N, some.key_N, torch.from_numpy(predicted_T[wrong]))
@@ -369,9 +377,7 @@ class Making:
             draft.array("q", q_N.numpy())
             draft.array("member_q", member_q_N.numpy())
             draft.array("query_tests", np.concatenate([np.arange(len(self.test)), wrong]))
-            draft.array(
-                "query_targets", np.concatenate([self.data.test.labels_N, predicted_T[wrong]])
-            )
+            draft.array("query_targets", np.concatenate([target_T, predicted_T[wrong]]))
             draft.note(
                 scale=made.scale,
                 projector_scale=made.projector_scale,
@@ -489,7 +495,6 @@ class Making:
         margins = unique(self.beliefs) if spec.forward_only else []
         runs = [*self.runs, *self.tuned]
         probs_TC = self.test_probs()
-        correct_T = probs_TC.argmax(1) == data.test.labels_N
         draft.array("test_probs", probs_TC)
         draft.note(
             members=[asdict(m) for m in members],
@@ -520,7 +525,7 @@ class Making:
                 "members": len(members),
                 "train": len(data.train),
                 "test": len(data.test),
-                "accuracy": float(correct_T.mean()),
+                "accuracy": accuracy(data, probs_TC),
                 "coverage": min(p.manifest["coverage"] for p in places),
                 "left_out": list(places[0].manifest["left_out"]),
                 "fallback": list(places[0].manifest["fallback"]),
@@ -552,6 +557,13 @@ class Making:
                 "spec": asdict(spec),
             },
         )
+
+
+def accuracy(data: Dataset, probs_TC: np.ndarray) -> float | None:
+    """Share of the test images that are called right; None where they have no labels."""
+    if not data.test.labelled:
+        return None
+    return float((probs_TC.argmax(1) == data.test.labels_N).mean())
 
 
 def examples(spec: BuildSpec, data: Dataset, split: Split) -> Examples:

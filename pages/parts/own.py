@@ -9,7 +9,7 @@ from attribution.archives import KINDS, LIMITS
 from attribution.records import UserError
 
 from .opened import engine
-from .words import literal
+from .words import UNLABELLED, literal
 
 DESCRIBED = "described"  # in the session: what was found, by what was given as data
 SHOWN = 5  # files of a kind that are named
@@ -69,7 +69,8 @@ def described(data: str) -> dict[str, Any] | None:
         f"images of {len(found['classes'])} classes, brought to {found['size']} × "
         f"{found['size']} pixels, {colour}."
     )
-    for words in (*found["notes"], found.get("left", "")):
+    unlabelled = "" if found["labelled"] else UNLABELLED
+    for words in (unlabelled, *found["notes"], found.get("left", "")):
         if words:
             st.caption(literal(words))
     faults(found)
