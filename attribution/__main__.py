@@ -1294,6 +1294,37 @@ def one_page(
     return None
 
 
+@app.command()
+def track(
+    build_id: BuildId,
+    uri: Annotated[
+        str,
+        typer.Option(
+            help="Server or store, as in http://localhost:5000 or sqlite:///mlflow.db; else "
+            "MLFLOW_TRACKING_URI, or mlflow.db in the workspace."
+        ),
+    ] = "",
+    experiment: Annotated[str, typer.Option(help="Of MLflow; made where it is not there.")] = (
+        "probable-cause"
+    ),
+    workspace: Workspace = None,
+    cache: Cache = CACHE,
+    as_json: AsJson = False,
+) -> None:
+    """Tell MLflow of a build: settings, costs, scores, decisions, report. Twice is as good as once.
+
+    Needs the extra `mlflow`: `pip install -e '.[mlflow]'`.
+    """
+    from .tracking import track
+
+    found = track(open_engine(cache, workspace), build_id, uri, experiment)
+    if as_json:
+        return show_json(asdict(found))
+    did = "brought up to date" if found.again else "begun"
+    say(f"Run {found.run} {did} in the experiment {found.experiment} of {found.uri}.")
+    return None
+
+
 @app.command(name="app")
 def web_app(
     port: Annotated[int, typer.Option(help="Port on localhost.")] = 8501,

@@ -59,7 +59,7 @@ class Accuracy:
     @property
     def words(self) -> str:
         if self.given is None:
-            return "not known, for want of test labels"
+            return "not known"
         return f"{self.given:.1%}" + (f" ({self.note})" if self.note else "")
 
 

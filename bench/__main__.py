@@ -17,6 +17,7 @@ NAMES = (
     "applied",
     "click",
     "demo",
+    "grid",
     "judged",
     "map",
     "member",
@@ -26,6 +27,7 @@ NAMES = (
     "peers_lds",
     "pretrained",
     "tuning",
+    "upload",
     "verify",
 )
 

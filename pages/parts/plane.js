@@ -523,7 +523,7 @@ function tell(state) {
   };
   label(buttons.suspects, "suspects", counts.suspects);
   label(buttons.wrong, "wrong predictions", counts.wrong);
-  buttons.wrong.hidden = !data.labelled;
+  buttons.wrong.style.display = data.labelled ? "" : "none";
   label(buttons.all, "all shown", counts.shown);
   buttons.clear.disabled = selected.size === 0;
   buttons.lasso.setAttribute("aria-pressed", String(lasso));
@@ -582,7 +582,8 @@ function drawLegend(state) {
     entry.append(make("span", "", name), make("em", "", (tally.get(label) ?? 0).toLocaleString("en")));
     entries.append(entry);
   });
-  const box = section("Labelled (click to hide)", entries);
+  const title = data.labelled ? "Labelled (click to hide)" : "Labelled, or called (click to hide)";
+  const box = section(title, entries);
   box.style.cssText = "display: flex; flex-direction: column; min-height: 0;";
   if (hidden.size) {
     const all = make("button", "entry quiet", "Show all classes");
@@ -590,7 +591,7 @@ function drawLegend(state) {
     box.append(all);
   }
   const marks = make("div", "marks");
-  for (const [text, drawing] of MARKS) {
+  for (const [text, drawing] of MARKS.slice(0, data.labelled ? 4 : 3)) {
     const entry = make("div", "entry");
     const icon = document.createElementNS("http://www.w3.org/2000/svg", "svg");
     icon.setAttribute("viewBox", "0 0 18 18");
