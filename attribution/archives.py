@@ -42,6 +42,7 @@ HEADER = 2**20  # bytes between two files of a .tar
 ENTRY = 256  # bytes of a .zip's directory for each file
 CHUNK = 2**20
 DEEPEST = 20  # folders in each other
+HASHED = re.compile(r"-[0-9a-f]{12}$")  # how the name of an archive's folder ends
 FOLDER = "folders"
 LINK = "links and devices"
 BROKEN = (
@@ -159,6 +160,19 @@ def all_unpacked(into: Path) -> list[Unpacked]:
     places = [p for p in into.iterdir() if not p.name.startswith(".")] if into.is_dir() else []
     found = [one for place in places if (one := remembered(place))]
     return sorted(found, key=lambda one: (one.folder / TOLD).stat().st_mtime, reverse=True)
+
+
+def remove(folder: Path) -> None:
+    """Remove what was unpacked: at once for whoever looks, then from the disk."""
+    into, gone = folder.parent, folder.with_name(f".{folder.name}-gone")
+    with writable(into, "workspace"), FileLock(into / f".{folder.name}.lock"):
+        folder.rename(gone)
+        shutil.rmtree(gone)
+
+
+def own_name(name: str) -> str:
+    """What a person called an archive, from the name of its folder or of the data in it."""
+    return HASHED.sub("", name)
 
 
 def stem(shown: str) -> str:

@@ -149,13 +149,7 @@ class Engine:
 
         Raises `UserError` while something runs that may be using it.
         """
-        running = [job for job in self.jobs() if job.state == "running"]
-        if running:
-            raise UserError(
-                found=f"a {running[0].command} that is running, which may use the build",
-                wanted="nothing that runs while builds are deleted",
-                next_step="wait until it has ended, or cancel it on the page of builds",
-            )
+        self._idle("builds are deleted")
         gone = self.removal(build_id)
         told = [facts(a) for a in gone]
         with self._lock:
@@ -163,6 +157,16 @@ class Engine:
         for artifact in gone:  # the build first, so that none is left without its parts
             self.store.remove(artifact.manifest["kind"], artifact.manifest["id"])
         return told
+
+    def _idle(self, what: str) -> None:
+        """Raise `UserError` while something runs that may be using what is to go."""
+        running = [job for job in self.jobs() if job.state == "running"]
+        if running:
+            raise UserError(
+                found=f"a {running[0].command} that is running, which may use it",
+                wanted=f"nothing that runs while {what}",
+                next_step="wait until it has ended, or cancel it on the page of builds",
+            )
 
     def newest(self) -> str:
         """The id of the build that was asked for last, or "" where there is none.
@@ -207,6 +211,42 @@ class Engine:
     def uploads(self) -> list[Unpacked]:
         """What was unpacked, the newest first."""
         return archives.all_unpacked(self.workspace / "data")
+
+    def unused_uploads(self) -> list[Unpacked]:
+        """Those that no build is of."""
+        used = {b["spec"]["data"].get("pixels") for b in self.builds()}
+        return [
+            one
+            for one in self.uploads()
+            if not any(r.manifest["pixels"] in used for r in self._readings(one))
+        ]
+
+    def _readings(self, upload: Unpacked) -> list[Artifact]:
+        """What remembers the images that were read from an upload."""
+        folder = upload.folder.resolve()
+        readings = self.store.all("reading")
+        return [r for r in readings if Path(r.manifest["made_by"]["place"]).is_relative_to(folder)]
+
+    def remove_upload(self, name: str) -> None:
+        """Remove an upload's files, and its images from the cache where nothing else has them.
+
+        Raises `UserError` for one that a build is of, and while something runs that may read it.
+        """
+        self._idle("uploads are removed")
+        found = next((one for one in self.unused_uploads() if one.folder.name == name), None)
+        if found is None:
+            raise UserError(
+                found=f"no upload {name!r} that can be removed",
+                wanted="one that no build is of",
+                next_step="delete its builds first",
+            )
+        mine = self._readings(found)
+        archives.remove(found.folder)
+        for reading_of in mine:
+            self.store.remove("reading", reading_of.manifest["id"])
+        others = {r.manifest["pixels"] for r in self.store.all("reading")}
+        for pixels in {r.manifest["pixels"] for r in mine} - others:
+            self.store.remove("pixels", pixels)
 
     def check(self, spec: BuildSpec) -> None:
         """Raise `UserError` for a spec that makes no sense, whatever its data are."""

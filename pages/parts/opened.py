@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
+from attribution.archives import own_name
 from attribution.build import Build
 from attribution.engine import Engine
 
@@ -91,7 +92,7 @@ def build_name(summary: dict[str, Any]) -> str:
     revised = ", revised" if summary["spec"]["data"].get("revision") else ""
     name = f"{summary['name']} · " if summary.get("name") else ""
     return (
-        f"{summary['data']}{noise}{revised} · {name}{summary['model']} · "
+        f"{own_name(summary['data'])}{noise}{revised} · {name}{summary['model']} · "
         f"{ensemble_name(summary)} · {summary['build'][:6]}"
     )
 

@@ -5,9 +5,10 @@ from typing import Any
 
 import streamlit as st
 
-from attribution.archives import KINDS, LIMITS
+from attribution.archives import KINDS, LIMITS, own_name
 from attribution.records import UserError
 
+from .managing import upload_names
 from .opened import engine
 from .words import UNLABELLED, literal
 
@@ -65,8 +66,8 @@ def described(data: str) -> dict[str, Any] | None:
         return None
     colour = "colour" if found["channels"] == 3 else "grey"
     st.markdown(
-        f"**{literal(found['name'])}**: {found['train']:,} training and {found['test']:,} test "
-        f"images of {len(found['classes'])} classes, brought to {found['size']} × "
+        f"**{literal(own_name(found['name']))}**: {found['train']:,} training and "
+        f"{found['test']:,} test images of {len(found['classes'])} classes, brought to {found['size']} × "
         f"{found['size']} pixels, {colour}."
     )
     unlabelled = "" if found["labelled"] else UNLABELLED
@@ -104,8 +105,10 @@ def faults(found: dict[str, Any]) -> None:
 
 def choices() -> dict[str, str]:
     """What a build can be of, and how a person calls it."""
-    uploads = {str(one.folder): f"{one.folder.name} (uploaded)" for one in engine().uploads()}
-    return engine().datasets() | uploads
+    found = {one.folder.name: one for one in engine().uploads()}
+    called = upload_names(list(found))
+    uploads = {str(one.folder): f"{called[name]} (uploaded)" for name, one in found.items()}
+    return {data: own_name(name) for data, name in engine().datasets().items()} | uploads
 
 
 class Progress:
