@@ -67,7 +67,8 @@ def described(data: str) -> dict[str, Any] | None:
     colour = "colour" if found["channels"] == 3 else "grey"
     st.markdown(
         f"**{literal(own_name(found['name']))}**: {found['train']:,} training and "
-        f"{found['test']:,} test images of {len(found['classes'])} classes, brought to {found['size']} × "
+        f"{found['test']:,} test images of {len(found['classes'])} classes, brought to "
+        f"{found['size']} × "
         f"{found['size']} pixels, {colour}."
     )
     unlabelled = "" if found["labelled"] else UNLABELLED
