@@ -41,6 +41,10 @@ window.clickToHits = ([id, wanted]) => new Promise((done) => {
   };
   look();
 });
+window.hitsThere = () => {
+  const hits = all(".group.for .tile img");
+  return hits.length > 0 && hits.every((e) => e.complete);
+};
 window.testIds = () => [...(list("Test predictions")?.querySelectorAll(".tile") ?? [])]
   .map((e) => Number(e.dataset.id));
 """

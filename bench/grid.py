@@ -109,7 +109,7 @@ def grid_rows(chromium: Any, address: str, build: Build, options: Options) -> It
         page = context.new_page()
         page.route(f"{address}/bench", served)
         page.goto(f"{address}/bench")
-        page.wait_for_function("window.painted")
+        page.wait_for_function("Boolean(window.painted)")
         found.append(page.evaluate("data => painted(data)", data(build)) / 1000)
         context.close()
     yield row(f"a grid of {TILES} images, to its paint", found, "s", at_most=1.5)
@@ -176,7 +176,7 @@ def folder_rows(chromium: Any, address: str, build: Build, options: Options) -> 
         page.goto(f"{address}/explain?build={build.id}", wait_until="commit")
         page.wait_for_selector("h1", timeout=120_000)
         title.append((page.evaluate("Date.now()") - began) / 1000)
-        page.wait_for_function("all('.group.for .tile').length > 0", timeout=120_000)
+        page.wait_for_function("hitsThere()", timeout=120_000)
         hits.append((page.evaluate("Date.now()") - began) / 1000)
         page.close()
     size = f"{TRAIN:,} pictures in folders"
