@@ -349,9 +349,11 @@ def build(
         return None
     stages = {name: value for name, value in summary["seconds"].items() if name != "query"}
     parts = ", ".join(f"{name} {value:.1f} s" for name, value in stages.items())
+    accuracy = summary["accuracy"]
+    right = "test images without labels" if accuracy is None else f"test accuracy {accuracy:.3f}"
     out.print(
-        f"Build {summary['build']}: {summary['members']} members, test accuracy "
-        f"{summary['accuracy']:.3f}, {summary['coverage']:.1%} of the parameters covered ({parts})."
+        f"Build {summary['build']}: {summary['members']} members, {right}, "
+        f"{summary['coverage']:.1%} of the parameters covered ({parts})."
     )
     if summary["left_out"]:
         out.print(f"Not covered: {', '.join(summary['left_out'])}.")
@@ -420,6 +422,11 @@ def describe(
         f"{' to '.join('{} x {}'.format(*sides[end]) for end in ('least', 'most'))} pixels, and "
         f"become {found['size']} x {found['size']}, {colour}."
     )
+    if not found["labelled"]:
+        say(
+            "The test images have no labels: each is explained for what it is called, and accuracy "
+            "cannot be told."
+        )
     table = Table("class", "train", "test")
     for name, count in list(found["classes"].items())[:SHOWN]:
         table.add_row(printable(name), f"{count['train']:,}", f"{count['test']:,}")
@@ -434,9 +441,12 @@ def describe(
     )
     listed(
         "Test images that are in the training half too, so the accuracy will look better than it "
-        "is: {}",
+        "is: {}"
+        if found["labelled"]
+        else "Test images that are in the training half too: {}",
         [
-            f"{one['test']} = {one['train']}{'' if one['same_label'] else ', under another label'}"
+            f"{one['test']} = {one['train']}"
+            + (", under another label" if one["same_label"] is False else "")
             for one in found["leaks"]
         ],
     )
@@ -677,8 +687,9 @@ def query(
         found |= {"target": answer.target, "hits": [asdict(h) for h in hits]}
         return show_json(found)
     names = opened.classes
+    label = "without a label" if answer.label is None else f"labelled {names[answer.label]}"
     out.print(
-        f"Test example {test_id}: labelled {names[answer.label]}, predicted "
+        f"Test example {test_id}: {label}, predicted "
         f"{names[answer.predicted]}; {'opponents' if opponents else 'proponents'} of "
         f"{names[answer.target]}. {answer.noise}"
     )
@@ -1126,7 +1137,8 @@ def blast(
         if r.change is not None:
             move = f"{r.change:+.3f} ({r.low:+.3f} to {r.high:+.3f})"
         table.add_row(
-            str(r.test_id), opened.classes[r.label], opened.classes[r.predicted], move,
+            str(r.test_id), "" if r.label is None else opened.classes[r.label],
+            opened.classes[r.predicted], move,
             f"{r.share:+.0%}",
         )  # fmt: skip
     out.print(table)
@@ -1239,16 +1251,18 @@ def apply(
     say_by_what(engine, build_id)
     with progress() as report:
         after = engine.build(engine.revised_spec(build_id, revision.id), report)["build"]
-    changed = engine.changes(build_id, after)
+    labelled = engine.open(after).labelled  # else nobody can say what it bought
+    bought = engine.changes(build_id, after).summary if labelled else None
     if as_json:
-        return show_json({"build": after, "revision": asdict(revision), **asdict(changed.summary)})
+        told = asdict(bought) if bought else {}
+        return show_json({"build": after, "revision": asdict(revision), **told})
     out.print(
         f"Build {after}: {revision.relabelled} training images relabelled, {revision.dropped} left "
         "out."
     )
     if revision.missing:
         out.print(f"{len(revision.missing)} decisions are on images this data does not have.")
-    out.print(changed.summary.words)
+    out.print(bought.words if bought else "The test images have no labels: accuracy is not known.")
     return None
 
 
@@ -1388,6 +1402,37 @@ def one_page(
     if as_json:
         return show_json({"file": str(output)})
     out.print(f"{output}: open it in a browser, or send it.")
+    return None
+
+
+@app.command()
+def track(
+    build_id: BuildId,
+    uri: Annotated[
+        str,
+        typer.Option(
+            help="Server or store, as in http://localhost:5000 or sqlite:///mlflow.db; else "
+            "MLFLOW_TRACKING_URI, or mlflow.db in the workspace."
+        ),
+    ] = "",
+    experiment: Annotated[str, typer.Option(help="Of MLflow; made where it is not there.")] = (
+        "probable-cause"
+    ),
+    workspace: Workspace = None,
+    cache: Cache = CACHE,
+    as_json: AsJson = False,
+) -> None:
+    """Tell MLflow of a build: settings, costs, scores, decisions, report. Twice is as good as once.
+
+    Needs the extra `mlflow`: `pip install -e '.[mlflow]'`.
+    """
+    from .tracking import track
+
+    found = track(open_engine(cache, workspace), build_id, uri, experiment)
+    if as_json:
+        return show_json(asdict(found))
+    did = "brought up to date" if found.again else "begun"
+    say(f"Run {found.run} {did} in the experiment {found.experiment} of {found.uri}.")
     return None
 
 

@@ -42,6 +42,7 @@ HEADER = 2**20  # bytes between two files of a .tar
 ENTRY = 256  # bytes of a .zip's directory for each file
 CHUNK = 2**20
 DEEPEST = 20  # folders in each other
+HASHED = re.compile(r"-[0-9a-f]{12}$")  # how the name of an archive's folder ends
 FOLDER = "folders"
 LINK = "links and devices"
 BROKEN = (
@@ -167,11 +168,12 @@ def abandoned(into: Path) -> list[str]:
     return sorted(name for name in names if name and free(into / f".{name}.lock"))
 
 
-def remove(into: Path, name: str) -> None:
-    """Remove what was unpacked to a folder of this name."""
+def remove(folder: Path) -> None:
+    """Remove what was unpacked: at once for whoever looks, then from the disk."""
+    into, name = folder.parent, folder.name
     with writable(into, "workspace"), FileLock(into / f".{name}.lock"):
-        if (into / name).exists():
-            (into / name).rename(into / f".{name}-removed")
+        if folder.exists():
+            folder.rename(into / f".{name}-removed")
         sweep(into, name)
 
 
@@ -179,6 +181,11 @@ def sweep_left(into: Path, name: str) -> None:
     """Remove what killed unpackings to this name left."""
     with writable(into, "workspace"), FileLock(into / f".{name}.lock"):
         sweep(into, name)
+
+
+def own_name(name: str) -> str:
+    """What a person called an archive, from the name of its folder or of the data in it."""
+    return HASHED.sub("", name)
 
 
 def stem(shown: str) -> str:

@@ -85,10 +85,13 @@ class Build:
         self.train_labels_N = self.data.train.labels_N
         self.train_ids = self.data.train.ids
         self.train_paths = self.data.train.paths  # none for data that came with the program
-        self.test_labels_T = self.data.test.labels_N
         self.test_ids = self.data.test.ids
         self.probs_TC = artifact.array("test_probs")
         self.predicted_T = self.probs_TC.argmax(1)
+        self.labelled = self.data.test.labelled
+        # Where test images have no labels, what they are called takes their place in all that is
+        # asked of the index; what is told of labels asks `labelled` first.
+        self.test_labels_T = self.data.test.labels_N if self.labelled else self.predicted_T
         self.index = self._part("index", self.parts["index"][0])
         self.q_N = self.index.array("q")
         self.compressed = indexes.Compressed(
@@ -191,13 +194,24 @@ class Build:
     @cached_property
     def doubtful_tests(self) -> pd.DataFrame:
         """All test examples, the one whose label is most probably wrong first (`testlabels`)."""
+        self.need_labels()
         return testlabels.suspects(self.test_labels_T, np.stack(self._probs_I))
+
+    def need_labels(self) -> None:
+        """Raise `UserError` where the test images have no labels."""
+        if not self.labelled:
+            raise UserError(
+                found=f"build {self.id}, whose test images have no labels",
+                wanted="test images with labels",
+                next_step="put them into a folder for each class, or the labels into the table, "
+                "and build again",
+            )
 
     def query(self, test_id: int, k: int = 12, target: str = "predicted") -> Answer:
         """The strongest proponents and opponents of a test example's target class.
 
-        `target` is "label", "predicted", or a class by name or number. Raises `UserError` for a
-        test id, class or k out of range.
+        `target` is "label" (without labels, the same as "predicted"), "predicted", or a class by
+        name or number. Raises `UserError` for a test id, class or k out of range.
         """
         asked = self.class_of(test_id, target)
         self.check_k(k)
@@ -297,7 +311,7 @@ class Build:
         """Exact scores (Q, G, N) of all training examples for pairs of test and target."""
         test_Q, target_Q = pairs_Q2.T
         fresh_Q = target_Q != self.test_labels_T[test_Q]
-        some = self._tests[test_Q[fresh_Q]]
+        some = self.test_examples[test_Q[fresh_Q]]
         others = Examples(some.x_N, some.key_N, torch.from_numpy(target_Q[fresh_Q]))
         estimator, count = self.spec.estimator, len(self.members)
         networks = self.index.manifest["networks"]
@@ -486,7 +500,7 @@ class Build:
     def _answer(self, u_Md: np.ndarray, test_id: int, target: int, k: int) -> Answer:
         return Answer(
             test_id=test_id,
-            label=int(self.test_labels_T[test_id]),
+            label=int(self.test_labels_T[test_id]) if self.labelled else None,
             predicted=int(self.predicted_T[test_id]),
             target=target,
             proponents=self._hits(u_Md, self.compressed.search(u_Md, k)),
@@ -848,7 +862,7 @@ class Build:
 
     def _featurized(self, test_id: int, target: int) -> np.ndarray:
         """Query vectors (M, d) of a test example for a class nobody asked about before."""
-        some = self._tests[np.array([test_id])]
+        some = self.test_examples[np.array([test_id])]
         return self._squeezed(Examples(some.x_N, some.key_N, torch.tensor([target])))
 
     def _squeezed(self, one: Examples, report: Report = silent) -> np.ndarray:
@@ -885,8 +899,10 @@ class Build:
         return torch.stack([q(f_1) for f_1 in found]).mean(0)
 
     @cached_property
-    def _tests(self) -> Examples:
-        return examples(self.spec, self.data, self.data.test)
+    def test_examples(self) -> Examples:
+        """The test images, each with the class it is asked about: its label, where it has one."""
+        some = examples(self.spec, self.data, self.data.test)
+        return replace(some, target_N=torch.from_numpy(self.test_labels_T))
 
     @cached_property
     def _wholes(self) -> list[Projected]:

@@ -84,6 +84,7 @@ def changes(
             wanted="at least one",
             next_step="take an exclusion back on the page Explain",
         )
+    assert was.given is not None and now.given is not None, "labelled, by `Build.need_labels`"
     labels_T = labels.labels_T
     right = np.stack([was_T == labels_T, is_T == labels_T])
     kind_T = np.select([~right[0] & right[1], right[0] & ~right[1], ~right[0]], KINDS[:3], KINDS[3])

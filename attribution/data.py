@@ -24,17 +24,24 @@ class Split:
     """One half of a data set."""
 
     images: np.ndarray  # uint8 (N, H, W) or (N, H, W, 3)
-    labels_N: np.ndarray  # int64, as given (noise included)
+    labels_N: np.ndarray  # int64, as given (noise included); -1 throughout: there are none
     ids: tuple[str, ...]  # content hash, with an ordinal or a hash of the path
     paths: tuple[str, ...] = ()  # where each stands in a person's own files
 
     def __len__(self) -> int:
         return len(self.labels_N)
 
+    @property
+    def labelled(self) -> bool:
+        return not (self.labels_N < 0).any()
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set with a training and a test half and named classes."""
+    """A data set with a training and a test half and named classes.
+
+    Test images may have no labels: all of them, or none.
+    """
 
     id: str
     spec: DataSpec

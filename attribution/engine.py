@@ -156,13 +156,7 @@ class Engine:
         From the cache only, so that a build on the remote can be read again, unless it is to go
         `everywhere`. Raises `UserError` while something runs that may be using it.
         """
-        running = [job for job in self.jobs() if job.state == "running"]
-        if running:
-            raise UserError(
-                found=f"a {running[0].command} that is running, which may use the build",
-                wanted="nothing that runs while builds are deleted",
-                next_step="wait until it has ended, or cancel it on the page of builds",
-            )
+        self._idle("builds are deleted")
         gone = self.removal(build_id, everywhere)
         told = [facts(a) for a in gone]
         with self._lock:
@@ -170,6 +164,16 @@ class Engine:
         for artifact in gone:  # the build first, so that none is left without its parts
             self.store.remove(artifact.manifest["kind"], artifact.manifest["id"], everywhere)
         return told
+
+    def _idle(self, what: str) -> None:
+        """Raise `UserError` while something runs that may be using what is to go."""
+        running = [job for job in self.jobs() if job.state == "running"]
+        if running:
+            raise UserError(
+                found=f"a {running[0].command} that is running, which may use it",
+                wanted=f"nothing that runs while {what}",
+                next_step="wait until it has ended, or cancel it on the page of builds",
+            )
 
     def newest(self) -> str:
         """The id of the build that was asked for last, or "" where there is none.
@@ -214,6 +218,42 @@ class Engine:
     def uploads(self) -> list[Unpacked]:
         """What was unpacked, the newest first."""
         return archives.all_unpacked(self.workspace / "data")
+
+    def unused_uploads(self) -> list[Unpacked]:
+        """Those that no build is of."""
+        used = {b["spec"]["data"].get("pixels") for b in self.builds()}
+        return [
+            one
+            for one in self.uploads()
+            if not any(r.manifest["pixels"] in used for r in self._readings(one))
+        ]
+
+    def _readings(self, upload: Unpacked) -> list[Artifact]:
+        """What remembers the images that were read from an upload."""
+        folder = upload.folder.resolve()
+        readings = self.store.all("reading")
+        return [r for r in readings if Path(r.manifest["made_by"]["place"]).is_relative_to(folder)]
+
+    def remove_upload(self, name: str) -> None:
+        """Remove an upload's files, and its images from the cache where nothing else has them.
+
+        Raises `UserError` for one that a build is of, and while something runs that may read it.
+        """
+        self._idle("uploads are removed")
+        found = next((one for one in self.unused_uploads() if one.folder.name == name), None)
+        if found is None:
+            raise UserError(
+                found=f"no upload {name!r} that can be removed",
+                wanted="one that no build is of",
+                next_step="delete its builds first",
+            )
+        mine = self._readings(found)
+        archives.remove(found.folder)
+        for reading_of in mine:
+            self.store.remove("reading", reading_of.manifest["id"])
+        others = {r.manifest["pixels"] for r in self.store.all("reading")}
+        for pixels in {r.manifest["pixels"] for r in mine} - others:
+            self.store.remove("pixels", pixels)
 
     def check(self, spec: BuildSpec) -> None:
         """Raise `UserError` for a spec that makes no sense, whatever its data are."""
@@ -340,8 +380,12 @@ class Engine:
     def truth(
         self, build_id: str, subsets: int, seeds: int, share: float = 0.5, report: Report = silent
     ) -> Truth:
-        """Ground truth by retraining for every build on this one's data, network and recipe."""
+        """Ground truth by retraining for every build on this one's data, network and recipe.
+
+        Raises `UserError` without test labels, whose margins it is of.
+        """
         build = self.open(build_id)
+        build.need_labels()
         wanted = TruthSpec(run=build.again(), subsets=subsets, seeds=seeds, share=share)
         train_half = examples(build.spec, build.data, build.data.train)
         test_half = examples(build.spec, build.data, build.data.test)
@@ -364,6 +408,7 @@ class Engine:
         data, labels or networks.
         """
         build = self.open(build_id)
+        build.need_labels()
         chosen = self._truth_for(build, truth_id)
         name = content_id("evaluation", build_id, chosen.manifest["id"])
 
@@ -401,6 +446,7 @@ class Engine:
     ) -> list[dict[str, Any]]:
         """The other strategies beside a build, a ground truth for all, and their evaluations."""
         build = self.open(build_id)
+        build.need_labels()
         build.again()  # or the reason why not, before anything is built
         specs = strategies.rivals(build.spec)
         ids = [build_id]
@@ -456,7 +502,7 @@ class Engine:
                 self.store,
                 build.data,
                 examples(build.spec, build.data, build.data.train),
-                examples(build.spec, build.data, build.data.test),
+                build.test_examples,
                 tests.tolist(),
                 [np.array([h.train_id for h in some]) for some in hits],
                 run,
@@ -559,7 +605,7 @@ class Engine:
         chosen = whatif.most(move_T, k, each)
         return whatif.moved(
             chosen,
-            build.test_labels_T[chosen],
+            build.test_labels_T[chosen] if build.labelled else [None] * len(chosen),
             build.predicted_T[chosen],
             build.moves_by_network(change_d, chosen),
             float(np.abs(move_T).max()),
@@ -652,12 +698,16 @@ class Engine:
                 wanted="the same test images",
                 next_step="compare a build with the one that its decisions were made on",
             )
+        before.need_labels()
         labels = self.test_labels(before_id)
         return changes(labels, before.probs_TC, after.probs_TC, before_id, after_id)
 
     def test_labels(self, build_id: str) -> testlabels.Labels:
         """The test labels of a build with the decisions in force on them."""
-        some = self.open(build_id).test_half
+        build = self.open(build_id)
+        if not build.labelled:
+            return replace(testlabels.untouched(build.predicted_T), labelled=False)
+        some = build.test_half
         return testlabels.in_force(some, self.decisions.in_force(some.id))
 
     def accuracies(self, summaries: Iterable[dict[str, Any]]) -> dict[str, testlabels.Accuracy]:
@@ -667,7 +717,7 @@ class Engine:
         for summary in summaries:
             name, was = summary["build"], summary["accuracy"]
             told[name] = testlabels.Accuracy(given=was, restated=was, corrected=0, excluded=0)
-            if not self.decisions.path.exists():  # and no data set need be read
+            if was is None or not self.decisions.path.exists():  # and no data set need be read
                 continue
             try:
                 some = self._half_of(spec_from(summary["spec"]).data)

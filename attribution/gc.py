@@ -73,7 +73,7 @@ def collect(engine: Engine, found: Unused) -> None:
     for artifact in found.artifacts:
         store.remove(artifact.kind, artifact.manifest["id"])
     for upload in found.uploads:
-        archives.remove(upload.folder.parent, upload.folder.name)
+        archives.remove(upload.folder)
 
 
 def referred(engine: Engine, made: dict[str, dict[str, Artifact]]) -> dict[str, set[str]]:

@@ -131,7 +131,7 @@ class Making:
         self.store, self.spec, self.data, self.report = store, spec, data, report
         self.cluster = cluster
         self.train = examples(spec, data, data.train)
-        self.test = examples(spec, data, data.test)
+        self.shown = examples(spec, data, data.test)
         if spec.adapters:  # before anything is trained
             checked(network(spec.model, data, spec.width, spec.seed, spec.preprocess), spec.lora)
         self._projected: dict[tuple[Checkpoint, int], Projected] = {}
@@ -259,7 +259,7 @@ class Making:
 
         Where nothing is known of its way, what it says of them at its end.
         """
-        probs_TC = probabilities(made, self.test.x_N)
+        probs_TC = probabilities(made, self.shown.x_N)
         if not torch.isfinite(probs_TC).all():
             raise UserError(
                 found="a network whose answer is not a number for some test image",
@@ -271,8 +271,7 @@ class Making:
         else:
             draft.array("train_probs", probabilities(made, self.train.x_N).numpy())
         draft.array("test_probs", probs_TC.numpy())
-        correct_T = probs_TC.argmax(1) == self.test.target_N
-        draft.note(accuracy=float(correct_T.float().mean()))
+        draft.note(accuracy=accuracy(self.data, probs_TC.numpy()))
 
     def adapter(self, j: int, run_id: str, at: int, total: int) -> Artifact:
         """The j-th LoRA adapter on a trained network."""
@@ -363,7 +362,7 @@ class Making:
         sites_id = self.sites(member.checkpoint, member.draw).manifest["id"]
         rows = self.shards[shard]
         part = [{"rows": [rows.start, rows.stop]}] if len(self.shards) > 1 else []
-        name = content_id("features", self.data.id, sites_id, own, *part)
+        name = content_id("features", self.data.id, sites_id, own, *part, *self.asked)
         made_by = {"data": self.data.id, "sites": sites_id, **asdict(own)}
         return name, {**made_by, **{k: v for some in part for k, v in some.items()}}
 
@@ -454,9 +453,23 @@ class Making:
         return self.test_probs().argmax(1)
 
     @cached_property
+    def test(self) -> Examples:
+        """The test examples, asked about their labels; without any, about what they are called."""
+        if self.data.test.labelled:
+            return self.shown
+        return replace(self.shown, target_N=torch.from_numpy(self.predicted_T))
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """Tells features for other classes than the labels."""
+        if self.data.test.labelled:
+            return ()
+        return (content_id("asked", self.predicted_T.tolist()),)
+
+    @cached_property
     def wrong(self) -> np.ndarray:
         """Test examples for which that is not their label."""
-        return np.flatnonzero(self.predicted_T != self.data.test.labels_N)
+        return np.flatnonzero(self.predicted_T != self.test.target_N.numpy())
 
     @cached_property
     def stored(self) -> list[Stored]:
@@ -515,7 +528,7 @@ class Making:
             draft.array("member_q", member_q_N.numpy())
             draft.array("query_tests", np.concatenate([np.arange(len(self.test)), wrong]))
             draft.array(
-                "query_targets", np.concatenate([self.data.test.labels_N, predicted_T[wrong]])
+                "query_targets", np.concatenate([self.test.target_N.numpy(), predicted_T[wrong]])
             )
             draft.note(
                 scale=made.scale,
@@ -638,7 +651,6 @@ class Making:
         margins = unique(self.beliefs) if spec.forward_only else []
         runs = [*self.runs, *self.tuned]
         probs_TC = self.test_probs()
-        correct_T = probs_TC.argmax(1) == data.test.labels_N
         draft.array("test_probs", probs_TC)
         draft.note(
             members=[asdict(m) for m in members],
@@ -669,7 +681,7 @@ class Making:
                 "members": len(members),
                 "train": len(data.train),
                 "test": len(data.test),
-                "accuracy": float(correct_T.mean()),
+                "accuracy": accuracy(data, probs_TC),
                 "coverage": min(p.manifest["coverage"] for p in places),
                 "left_out": list(places[0].manifest["left_out"]),
                 "fallback": list(places[0].manifest["fallback"]),
@@ -715,6 +727,13 @@ def remade(root: Path, remote: str, spec: BuildSpec, build_id: str) -> Making:
             next_step="put it into a folder that they share",
         )
     return Making(store, spec, data)
+
+
+def accuracy(data: Dataset, probs_TC: np.ndarray) -> float | None:
+    """Share of the test images that are called right; None where they have no labels."""
+    if not data.test.labelled:
+        return None
+    return float((probs_TC.argmax(1) == data.test.labels_N).mean())
 
 
 def examples(spec: BuildSpec, data: Dataset, split: Split) -> Examples:

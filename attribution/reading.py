@@ -16,7 +16,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import Any, BinaryIO
@@ -31,6 +31,8 @@ from .sources import Entry, Source, opened
 from .store import Artifact, Draft, Store, is_id, writable
 
 RULES = 1  # how pictures become pixels; part of the ids
+KEPT = 2  # which pictures are kept; what was read by another rule is read again
+NO_CLASS = ("unlabelled", "unlabeled", "unknown", "none")  # a test folder so called is no class
 SMALLEST, LARGEST = 8, 64  # sides that are chosen where nobody says
 WORKERS = min(4, os.cpu_count() or 1)  # threads; Pillow lets them run side by side
 CHUNK = 64  # pictures in memory at once
@@ -42,7 +44,7 @@ class Seen:
 
     split: str
     path: str
-    label: str
+    label: str  # "" for none, which a test picture may have
     digest: str  # of its content
     at: int  # where its pixels lie in the scratch file
     sides: tuple[int, int]  # of those pixels: height, width
@@ -91,7 +93,7 @@ def looked_at(
             ".parquet or .csv that is there",
             next_step="choose one with --data",
         )
-    name = content_id("reading", RULES, source.place, source.stamp, asdict(spec))
+    name = content_id("reading", RULES, KEPT, source.place, source.stamp, asdict(spec))
     reading = remembered(store, name) if source.stamp else None
     if reading is None:
         pixels_id, aside = made(store, source, spec, report)
@@ -101,7 +103,7 @@ def looked_at(
             draft.bytes_of("aside.json", json.dumps([asdict(a) for a in aside]).encode())
 
         if not source.stamp:
-            name = content_id("reading", RULES, source.place, pixels_id)
+            name = content_id("reading", RULES, KEPT, source.place, pixels_id)
         reading = store.make("reading", name, fill, {"place": source.place, **asdict(spec)})
     return DataSpec(name=source.name, pixels=reading.manifest["pixels"]), reading
 
@@ -127,6 +129,7 @@ def made(store: Store, source: Source, spec: ReadSpec, report: Report) -> tuple[
     """The id of the artifact ``pixels`` of a source, and what was set aside."""
     with store.scratch() as scratch:
         seen, aside = pictures(store, source, spec.size or LARGEST, scratch, report)
+        seen, aside = all_or_none(seen, aside)
         if not seen:
             raise nothing(source, aside)
         train, test = split(source, seen, spec)
@@ -183,7 +186,7 @@ def one(size: int, entry: Entry) -> Any:
     """Digest and `Picture` of an entry, or the reason why it is set aside."""
     try:
         content = entry.read()
-        if entry.label is None:
+        if entry.label is None and entry.split != "test":
             raise Aside("no label")
         if isinstance(content, np.ndarray):
             raw = f"{content.shape}".encode() + np.ascontiguousarray(content).tobytes()
@@ -192,6 +195,19 @@ def one(size: int, entry: Entry) -> Any:
         return hashlib.blake2b(raw, digest_size=8).hexdigest(), taken(content, size)
     except Aside as reason:
         return str(reason)
+
+
+def all_or_none(seen: list[Seen], aside: list[Left]) -> tuple[list[Seen], list[Left]]:
+    """Either all test pictures have labels, or none has.
+
+    Where only some have none, these are set aside: accuracy would be that of the rest.
+    """
+    classes = {s.label for s in seen if s.split != "test"}
+    named = {s.label for s in seen if s.split == "test"} - {""}
+    if all(name.lower() in NO_CLASS and name not in classes for name in named):
+        return [replace(s, label="") if s.split == "test" else s for s in seen], aside
+    aside = [*aside, *(Left(s.path, "no label") for s in seen if not s.label)]
+    return [s for s in seen if s.label], sorted(aside, key=lambda a: (a.path, a.reason))
 
 
 def nothing(source: Source, aside: list[Left]) -> UserError:
@@ -257,7 +273,7 @@ def classes_of(source: Source, train: list[Seen], test: list[Seen]) -> tuple[str
     numbers from a table by their value.
     """
     counts = Counter(s.label for s in train)
-    alone = Counter(s.label for s in test if s.label not in counts)
+    alone = Counter(s.label for s in test if s.label and s.label not in counts)
     if alone:
         shown = ", ".join(f"{name!r} ({n} images)" for name, n in sorted(alone.items())[:5])
         raise UserError(
@@ -305,7 +321,8 @@ def filled(
             pixels = np.frombuffer(scratch.read(height * width * 3), np.uint8)
             square = squared(pixels.reshape(height, width, 3), size)
             images[j] = square[..., 0] if all_grey else square
-        draft.array(f"{half}_labels", np.array([number[s.label] for s in some], np.int64))
+        labels = [number[s.label] if s.label else -1 for s in some]
+        draft.array(f"{half}_labels", np.array(labels, np.int64))
         names[half] = {"ids": list(ids(some)), "paths": [s.path for s in some]}
         halves[half] = images
     report("resize", total, total)
@@ -361,7 +378,10 @@ def described(
     found = was_read(store, data)
     classes = [str(c) for c in found.array("classes")]
     labels = {half: found.array(f"{half}_labels") for half in ("train", "test")}
-    counts = {h: np.bincount(y, minlength=len(classes)).tolist() for h, y in labels.items()}
+    counts = {
+        half: np.bincount(y[y >= 0], minlength=len(classes)).tolist() for half, y in labels.items()
+    }
+    labelled = bool((labels["test"] >= 0).all())
     paths = {half: names["paths"] for half, names in names_of(found).items()}
     aside = json.loads((reading or found).bytes_of("aside.json"))
     shape = found.array("train_images", memory_map=True).shape
@@ -376,6 +396,7 @@ def described(
         },
         "train": len(labels["train"]),
         "test": len(labels["test"]),
+        "labelled": labelled,
         "size": shape[1],
         "channels": shape[3] if len(shape) == 4 else 1,
         "sides": found.manifest["sides"],
@@ -387,7 +408,7 @@ def described(
                 "test": paths["test"][t],
                 "train": paths["train"][i],
                 "alike": round(float(alike), 3),
-                "same_label": bool(labels["test"][t] == labels["train"][i]),
+                "same_label": bool(labels["test"][t] == labels["train"][i]) if labelled else None,
             }
             for (t, i), alike in zip(found.array("leaks"), found.array("leaks_alike"), strict=True)
         ],

@@ -286,7 +286,7 @@ class Answer:
     """What a query found: the hits of one test example for one target class."""
 
     test_id: int
-    label: int
+    label: int | None  # None where the test images have no labels
     predicted: int
     target: int
     proponents: tuple[Hit, ...]

@@ -37,16 +37,19 @@ def prediction(build: "Build", test_id: int, k: int = 12, target: str = "predict
     """
     answer = build.query(test_id, k, target)
     names = build.classes
-    label, predicted = (names[c] for c in (answer.label, answer.predicted))
+    predicted = names[answer.predicted]
+    label, verdict = "without a label", ""
+    if answer.label is not None:
+        label = f"labelled <b>{text(names[answer.label])}</b>"
+        verdict = ", correctly" if answer.label == answer.predicted else ", wrongly"
     probs_C = build.probs_TC[test_id]
     believed = "".join(
         f"<tr><td>{text(names[c])}</td><td>{probs_C[c]:.1%}</td></tr>"
         for c in (-probs_C).argsort()[:5]
     )
-    verdict = "correctly" if answer.label == answer.predicted else "wrongly"
     body = [
-        figure(build, "test", test_id, f"labelled <b>{text(label)}</b>", "main"),
-        f"<p>Called <b>{text(predicted)}</b>, {verdict}.</p><table>{believed}</table>",
+        figure(build, "test", test_id, label, "main"),
+        f"<p>Called <b>{text(predicted)}</b>{verdict}.</p><table>{believed}</table>",
         f"<h2>Pushed towards {text(names[answer.target])}: proponents</h2>",
         hits(build, answer.proponents),
         f"<h2>Pushed away from {text(names[answer.target])}: opponents</h2>",
@@ -106,9 +109,10 @@ def figure(build: "Build", split: str, position: int, words: str, kind: str = ""
 
 def page(build: "Build", title: str, body: Iterable[str]) -> str:
     summary = build.summary
+    known = f"test accuracy {summary['accuracy']:.1%} · " if build.labelled else ""
     facts = (
         f"{summary['data']} · {summary['model']} · {summary['ensemble']}, {summary['estimator']} · "
-        f"test accuracy {summary['accuracy']:.1%} · build {build.id} of {summary['created'][:10]}"
+        f"{known}build {build.id} of {summary['created'][:10]}"
     )
     return (
         "<!doctype html><html lang=en><meta charset=utf-8>"

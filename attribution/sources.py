@@ -350,20 +350,24 @@ def parquet(place: Path, files: list[Path], spec: ReadSpec) -> Source:
                 next_step="fetch or write it again",
             ) from error
 
-    with opened_file(files[0]) as first:
+    with opened_file(next((f for f in files if chosen.get(word[f]) != "test"), files[0])) as first:
         schema = first.schema_arrow
+    columns = arrow_columns(schema)
+    image, label = chosen_columns(columns, spec)
+    bare = [name for name in schema.names if name != label.name]  # as test files may be
+    unlabelled = set()
     count = 0
     for path in files:
         with opened_file(path) as file:
             count += file.metadata.num_rows
-            if file.schema_arrow.names != schema.names:
+            if file.schema_arrow.names == bare and chosen.get(word[path]) == "test":
+                unlabelled.add(path)
+            elif file.schema_arrow.names != schema.names:
                 raise UserError(
                     found=f"{relative[path]} with columns {', '.join(file.schema_arrow.names)}",
                     wanted=f"those of {relative[files[0]]}: {', '.join(schema.names)}",
                     next_step="leave out what does not belong to the data set",
                 )
-    columns = arrow_columns(schema)
-    image, label = chosen_columns(columns, spec)
     told_split = "split" in schema.names and not chosen
     wanted = [image.name, label.name, *(["split"] if told_split else [])]
     if told_split:
@@ -374,7 +378,8 @@ def parquet(place: Path, files: list[Path], spec: ReadSpec) -> Source:
             row = 0
             with opened_file(path) as file:
                 try:
-                    for batch in file.iter_batches(BATCH, columns=wanted):
+                    there = [n for n in wanted if n != label.name or path not in unlabelled]
+                    for batch in file.iter_batches(BATCH, columns=there):
                         for one in batch.to_pylist():
                             where = f"{relative[path]}:{row}"
                             half = one.get("split") or "" if told_split else word[path]
@@ -384,7 +389,7 @@ def parquet(place: Path, files: list[Path], spec: ReadSpec) -> Source:
                             yield Entry(
                                 chosen.get(half, ""),
                                 stored_path(one[image.name]) or where,
-                                label_of(one[label.name], label.names, where),
+                                label_of(one.get(label.name), label.names, where),
                                 partial(stored, one[image.name]),
                             )
                 except (pa.ArrowException, OSError) as error:
@@ -658,10 +663,11 @@ def hub(name: str, spec: ReadSpec) -> Source:
     ]
     image, label = chosen_columns(columns, spec)
     encoded = datasets.Image(decode=False)
-    parts = {
-        s: loaded[s].select_columns([image.name, label.name]).cast_column(image.name, encoded)
-        for s in chosen
-    }
+    parts = {}
+    for s, half in chosen.items():
+        there = loaded[s].column_names
+        wanted = [n for n in (image.name, label.name) if n in there or half != "test"]
+        parts[s] = loaded[s].select_columns(wanted).cast_column(image.name, encoded)
 
     def read(cell: dict[str, Any] | None) -> bytes:
         if cell and cell["bytes"] is None and cell["path"]:
@@ -677,7 +683,7 @@ def hub(name: str, spec: ReadSpec) -> Source:
                 yield Entry(
                     chosen[s],
                     (Path(path).name if Path(path).is_absolute() else path) or where,
-                    label_of(one[label.name], label.names, where),
+                    label_of(one.get(label.name), label.names, where),
                     partial(read, cell),
                 )
 

@@ -35,7 +35,7 @@ class Half(NamedTuple):
 class Accuracy:
     """Share of right predictions by the test labels as given, and with the decisions in force."""
 
-    given: float
+    given: float | None  # None where the test images have no labels
     restated: float | None  # None where every image is excluded
     corrected: int  # test labels
     excluded: int  # test images
@@ -58,6 +58,8 @@ class Accuracy:
 
     @property
     def words(self) -> str:
+        if self.given is None:
+            return "not known"
         return f"{self.given:.1%}" + (f" ({self.note})" if self.note else "")
 
 
@@ -69,8 +71,11 @@ class Labels:
     labels_T: np.ndarray
     kept_T: np.ndarray  # bool: not excluded
     decisions: Mapping[int, Decision]  # by position
+    labelled: bool = True  # else what images are called stands in place of their labels
 
     def accuracy(self, predicted_T: np.ndarray) -> Accuracy:
+        if not self.labelled:
+            return Accuracy(given=None, restated=None, corrected=0, excluded=0)
         right_T = (predicted_T == self.labels_T)[self.kept_T]
         return Accuracy(
             given=float((predicted_T == self.given_T).mean()),

@@ -128,7 +128,7 @@ class Moved:
     """A test prediction that an edit of the training set is predicted to move."""
 
     test_id: int
-    label: int
+    label: int | None  # None where the test images have no labels
     predicted: int  # the class whose margin moves
     move: float  # in the scores' unit; above zero the networks become surer
     stderr: float | None  # of it, `Build.noise` says of what; None for one member
@@ -455,7 +455,7 @@ def most(move_T: np.ndarray, k: int, each: bool) -> np.ndarray:
 
 def moved(
     tests_k: np.ndarray,
-    label_k: np.ndarray,
+    label_k: Iterable[int | None],
     predicted_k: np.ndarray,
     move_Gk: np.ndarray,
     largest: float,
@@ -470,7 +470,7 @@ def moved(
     return tuple(
         Moved(
             test_id=int(test),
-            label=int(label),
+            label=None if label is None else int(label),
             predicted=int(predicted),
             move=move,
             stderr=error,

@@ -18,6 +18,7 @@ NAMES = (
     "click",
     "cluster",
     "demo",
+    "grid",
     "judged",
     "map",
     "member",
@@ -28,6 +29,7 @@ NAMES = (
     "peers_lds",
     "pretrained",
     "tuning",
+    "upload",
     "verify",
 )
 

@@ -41,17 +41,27 @@ window.clickToHits = ([id, wanted]) => new Promise((done) => {
   };
   look();
 });
+window.hitsThere = () => {
+  const hits = all(".group.for .tile img");
+  return hits.length > 0 && hits.every((e) => e.complete);
+};
 window.testIds = () => [...(list("Test predictions")?.querySelectorAll(".tile") ?? [])]
   .map((e) => Number(e.dataset.id));
 """
 
 
-def measure(options: Options) -> list[Row]:
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
+def browser_path() -> str:
+    """Where a Chromium is. Raises `UserError` where there is none."""
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
         raise UserError(
             found="no Chromium", wanted=f"one of {', '.join(BROWSERS)}", next_step="install one"
         )
+    return found
+
+
+def measure(options: Options) -> list[Row]:
+    browser = browser_path()
     from playwright.sync_api import sync_playwright
 
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
@@ -69,7 +79,7 @@ def measure(options: Options) -> list[Row]:
 
 def click_rows(page: Any, address: str, build: Build) -> Iterator[Row]:
     """Milliseconds of clicks on different wrong predictions."""
-    page.goto(f"{address}/explain")
+    page.goto(f"{address}/explain?build={build.id}")
     page.wait_for_function("testIds().length > 1", timeout=30_000)
     ids = page.evaluate("testIds()")[1 : CLICKS + 1]
     found = []

@@ -52,6 +52,22 @@ def cifar10_start(cifar10: Path, train: int, test: int) -> dict[str, np.ndarray]
     return found
 
 
+def pictures(cifar10: Path | None, place: Path, train: int, test: int) -> None:
+    """CIFAR-10's first images, or noise, as PNG in a folder for each class below train and test."""
+    from PIL import Image
+
+    if cifar10 is not None:
+        images, labels_N = _read(cifar10, "train", train + test)
+    else:
+        draw = np.random.default_rng(0)
+        images = draw.integers(0, 256, (train + test, 32, 32, 3), np.uint8)
+        labels_N = np.arange(train + test) % len(CIFAR10)
+    for n, (image, label) in enumerate(zip(images, labels_N, strict=True)):
+        folder = place / ("train" if n < train else "test") / CIFAR10[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{n:05d}.png")
+
+
 def _read(cifar10: Path, half: str, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """The first images (uint8) and labels of ``train.parquet`` or ``test.parquet``."""
     path = cifar10 / f"{half}.parquet" if cifar10.is_dir() else cifar10

@@ -106,7 +106,8 @@ def measure(options: Options) -> list[Row]:
 def data() -> dict[str, Any]:
     return {
         "epoch": "bench", "ack": 0, "points": "/points.bin", "train": TRAIN, "test": TEST,
-        "thumbs": "/thumb/", "classes": [str(c) for c in range(CLASSES)], "hidden": [],
+        "labelled": True, "thumbs": "/thumb/", "classes": [str(c) for c in range(CLASSES)],
+        "hidden": [],
         "colour": "class", "images": "both", "label": None, "only": "everything", "decided": "",
         "selected": "",
     }  # fmt: skip

@@ -31,12 +31,13 @@ def command(cache: Path, threads: int, *words: str) -> str:
 
 
 @contextmanager
-def app(cache: Path) -> Iterator[str]:
+def app(cache: Path, workspace: Path | None = None) -> Iterator[str]:
     """The web app on a free port, its address given once it answers."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     words = ["app", "--port", str(port), "--no-browser", "--cache", str(cache)]
+    words += ["--workspace", str(workspace)] if workspace else []
     process = subprocess.Popen(
         [sys.executable, "-m", "attribution", *words],
         cwd=ROOT,

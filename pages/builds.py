@@ -14,7 +14,7 @@ from pages.parts.builds_table import builds_table
 from pages.parts.estimated import estimate, estimated
 from pages.parts.grid import notice
 from pages.parts.jobs import RUNNING, bar
-from pages.parts.managing import managing
+from pages.parts.managing import managing, removing
 from pages.parts.opened import engine, head, launch, may, whole
 from pages.parts.trouble import guarded
 from pages.parts.words import span
@@ -242,6 +242,7 @@ def table() -> None:
         managing()
     else:
         st.caption("None yet.")
+    removing()
 
 
 main()

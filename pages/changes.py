@@ -9,6 +9,7 @@ from pages.parts.applying import applying, under_way, watch
 from pages.parts.grid import consume, grid, notice
 from pages.parts.opened import build_name, build_or_stop, engine, go, thumb
 from pages.parts.trouble import guarded
+from pages.parts.words import UNLABELLED
 
 SHOWN = 60  # pictures of each kind
 TITLES = {
@@ -59,6 +60,9 @@ def before_and_after(build: Build) -> tuple[Build, Build] | None:
 
 def show(before: Build, after: Build) -> None:
     """Accuracy of both, whether the difference may be chance, and the images that changed."""
+    if not after.labelled:
+        moved(before, after)
+        return
     changed, made = engine().changes(before.id, after.id), engine().revision(after.id)
     assert made is not None
     facts(changed, made)
@@ -84,6 +88,28 @@ def show(before: Build, after: Build) -> None:
         mime="text/csv",
         key="changes_csv",
     )
+
+
+def moved(before: Build, after: Build) -> None:
+    """The images that are called otherwise now, where nobody knows which are called right."""
+    names = after.classes
+    some = (before.predicted_T != after.predicted_T).nonzero()[0]
+    st.session_state["changes_build"] = after.id
+    st.info(f"{UNLABELLED} So nothing can be called mended or broken.")
+    items = [
+        {
+            "id": int(t),
+            "src": thumb(after, "test", t),
+            "alt": f"Test image {t}, called {names[before.predicted_T[t]]} before and "
+            f"{names[after.predicted_T[t]]} after",
+            "caption": f"{names[before.predicted_T[t]]} → {names[after.predicted_T[t]]}",
+            "correct": True,
+        }
+        for t in some[:SHOWN]
+    ]
+    title = f"Called otherwise now · {len(some)} of {len(after.predicted_T)}"
+    group = {"label": title, "title": True, "items": items, "empty": "None."}
+    grid("changes", to_explain, kind="pick", tile=76, groups=[group])
 
 
 def facts(changed: Changes, made: Revision) -> None:

@@ -27,6 +27,7 @@ HITS = 10  # of each ensemble, side by side
 AGREE = 20  # hits by which the matrix compares
 COLUMNS = 4
 MISTAKES = "wrong predictions, the surest first"
+UNSURE = "predictions, the least sure first"  # where nobody knows which are wrong
 LDS = (
     "**Fidelity** is the linear datamodelling score (LDS): the rank correlation between what the "
     "scores predict and what really happens when networks are retrained on random halves of the "
@@ -223,8 +224,11 @@ def pictures(build: Build, columns: list[Row]) -> None:
 def ordered(build: Build, columns: list[Row]) -> tuple[pd.DataFrame, pd.Series | None]:
     """The test images, those first on which a chosen pair agrees least, and how much it does."""
     pairs = {f"{a['name']}  |  {b['name']}": (a, b) for a, b in combinations(columns, 2)}
-    order = st.selectbox("Where they disagree most", [*pairs, MISTAKES], key="order")
+    rest = MISTAKES if build.labelled else UNSURE
+    order = st.selectbox("Where they disagree most", [*pairs, rest], key="order")
     tests = build.tests(engine().test_labels(build.id))
+    if order == UNSURE:
+        return tests.sort_values("confidence"), None
     if order not in pairs:
         wrong = tests[~tests.correct & tests.kept].sort_values("confidence", ascending=False)
         return wrong, None
@@ -242,8 +246,10 @@ def answers(build: Build, columns: list[Row], test_id: int) -> None:
     answer = build.query(test_id, 1, target)
     picture.image(build.image("test", test_id), width=110)
     with words:
-        said = [literal(build.classes[c]) for c in (answer.predicted, answer.label)]
-        st.markdown(f"Test image **{test_id}**, predicted **{said[0]}**, labelled **{said[1]}**")
+        said = f"Test image **{test_id}**, predicted **{literal(build.classes[answer.predicted])}**"
+        if answer.label is not None:
+            said += f", labelled **{literal(build.classes[answer.label])}**"
+        st.markdown(said)
         target = st.session_state["target"] = question(build, answer)
         side = st.segmented_control(
             "Side",

@@ -1,5 +1,7 @@
 """Why a prediction came out as it did: the training images for and against it."""
 
+from typing import Any
+
 import pandas as pd
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
@@ -24,7 +26,7 @@ from pages.parts.hits import for_and_against
 from pages.parts.opened import DOUBT, build_or_stop, engine
 from pages.parts.trouble import guarded
 from pages.parts.whatif import leave, what_if
-from pages.parts.words import percent
+from pages.parts.words import UNLABELLED, percent
 
 HITS = 12  # of each kind
 ANY = "any"
@@ -67,7 +69,7 @@ def show(build: Build, found: pd.DataFrame, left: DeltaGenerator, right: DeltaGe
     consume("reached", pick)
     labels = engine().test_labels(build.id)
     test_id = chosen_test(build, found)
-    kind = st.session_state["show"]
+    kind = st.session_state["show"] if build.labelled else "all"
     with left:
         test_grid(
             build,
@@ -79,10 +81,11 @@ def show(build: Build, found: pd.DataFrame, left: DeltaGenerator, right: DeltaGe
             follow=True,
             **deciding(build, labels),
         )
-        st.caption(
-            "Shift or Ctrl and click, a frame drawn with the mouse or Ctrl+A select several, whose "
-            "labels are then decided on together."
-        )
+        if build.labelled:
+            st.caption(
+                "Shift or Ctrl and click, a frame drawn with the mouse or Ctrl+A select several, "
+                "whose labels are then decided on together."
+            )
     with right:
         notice()
         if test_id is None:
@@ -94,13 +97,56 @@ def show(build: Build, found: pd.DataFrame, left: DeltaGenerator, right: DeltaGe
 def filtered(build: Build) -> pd.DataFrame:
     """The rows of `build.tests()` that the filter lets through, the surest first.
 
-    By the labels in force. What is decided while a filter stays is not taken out of its list, so
-    that nothing moves under the keys.
+    By the labels in force, where there are any. What is decided while a filter stays is not taken
+    out of its list, so that nothing moves under the keys.
     """
     names = list(build.classes)
     st.session_state["labels_at"] = engine().decisions.newest(build.test_half.id)
     labels = engine().test_labels(build.id)
     bound = {"bind": "query-params", "persist_state": "session", "on_change": forget_test}
+    kind = of_labels(build, labels, bound) if build.labelled else "all"
+    look, more = st.columns([3, 2], vertical_alignment="center")
+    text = look.text_input(
+        "Find",
+        key="find",
+        placeholder="Name or number",
+        icon=":material/search:",
+        label_visibility="collapsed",
+        **bound,
+    )
+    with more.popover("Filter", icon=":material/tune:", width="stretch"):
+        label, predicted = (
+            st.selectbox(title, [ANY, *names], key=key, **{**bound, "on_change": by_hand})
+            if build.labelled or key == "predicted"
+            else ANY
+            for title, key in zip(("Label", "Predicted"), FILTERS, strict=True)
+        )
+        low, high = st.slider("Confidence, %", 0, 100, (0, 100), key="confidence", **bound)
+        decided = build.labelled and st.toggle(
+            "Only with a decision on the label", key="decided", **bound
+        )
+    tests = build.tests(labels)
+    if text:
+        found, said = tests.loc[build.search("test", text)], "called so or with that number"
+    else:
+        keep = tests.confidence.between(low / 100, high / 100)
+        for value, column in ((label, "label"), (predicted, "predicted")):
+            if value != ANY:
+                keep &= tests[column] == names.index(value)
+        if decided:
+            found, said = tests[keep & tests.index.isin(labels.decisions)], "decided on"
+        else:
+            found, said = of_kind(build, kind, tests[keep], labels)
+    view = (build.id, kind, label, predicted, low, high, decided, text)
+    found = steady(tests, found, view)
+    st.caption(f"{len(found)} of {len(tests)} test images, {said}.")
+    accuracy = f"Test accuracy {labels.accuracy(build.predicted_T).words}."
+    st.caption(accuracy if build.labelled else UNLABELLED)
+    return found
+
+
+def of_labels(build: Build, labels: Labels, bound: dict[str, Any]) -> str:
+    """Right or wrong, and the matrix of what is taken for what; the kind that is chosen."""
     if "show" not in st.query_params:  # a default of the widget's own cannot be changed by a click
         st.session_state.setdefault("show", "wrong")
     kind = st.segmented_control(
@@ -119,39 +165,7 @@ def filtered(build: Build) -> pd.DataFrame:
     charts.confusion(
         build.confusion_CC(labels), build.classes, chosen, lambda: cell(matrix_key), matrix_key
     )
-    look, more = st.columns([3, 2], vertical_alignment="center")
-    text = look.text_input(
-        "Find",
-        key="find",
-        placeholder="Name or number",
-        icon=":material/search:",
-        label_visibility="collapsed",
-        **bound,
-    )
-    with more.popover("Filter", icon=":material/tune:", width="stretch"):
-        label, predicted = (
-            st.selectbox(title, [ANY, *names], key=key, **{**bound, "on_change": by_hand})
-            for title, key in zip(("Label", "Predicted"), FILTERS, strict=True)
-        )
-        low, high = st.slider("Confidence, %", 0, 100, (0, 100), key="confidence", **bound)
-        decided = st.toggle("Only with a decision on the label", key="decided", **bound)
-    tests = build.tests(labels)
-    if text:
-        found, said = tests.loc[build.search("test", text)], "called so or with that number"
-    else:
-        keep = tests.confidence.between(low / 100, high / 100)
-        for value, column in ((label, "label"), (predicted, "predicted")):
-            if value != ANY:
-                keep &= tests[column] == names.index(value)
-        if decided:
-            found, said = tests[keep & tests.index.isin(labels.decisions)], "decided on"
-        else:
-            found, said = of_kind(build, kind, tests[keep], labels)
-    view = (build.id, kind, label, predicted, low, high, decided, text)
-    found = steady(tests, found, view)
-    st.caption(f"{len(found)} of {len(tests)} test images, {said}.")
-    st.caption(f"Test accuracy {labels.accuracy(build.predicted_T).words}.")
-    return found
+    return kind
 
 
 def of_kind(
@@ -169,6 +183,8 @@ def of_kind(
             "how probable, by networks that never saw the image; it is too high where they all "
             "make the same mistake, so look first"
         )
+    if not build.labelled:
+        return tests.sort_values("confidence"), "the least sure first"
     if kind != "all":
         tests = tests[tests.kept & (tests.correct == (kind == "right"))]
     return tests.sort_values("confidence", ascending=False), "the surest first"
@@ -214,7 +230,8 @@ def explain(build: Build, test_id: int, labels: Labels, on_hit: Handle, on_label
     with shown:
         card(build, answer, labels, on_label)
     label = int(labels.labels_T[test_id])
-    asked = question(build, answer, None if label == answer.label else label)
+    corrected = None if answer.label in (None, label) else label
+    asked = question(build, answer, corrected)
     if asked != target:
         st.session_state["target"] = target = asked
         answer = build.query(test_id, count, target)

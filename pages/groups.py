@@ -9,7 +9,7 @@ from pages.parts.asked import PAGE, test_item
 from pages.parts.grid import TRAIN, class_keys, consume, grid, notice, on_train, verdicts
 from pages.parts.hits import hit_item, hits_grid
 from pages.parts.opened import DOUBT, build_or_stop, engine, go, thumb
-from pages.parts.words import literal, readable
+from pages.parts.words import UNLABELLED, literal, readable
 
 HITS = 18
 NEAR = 10  # strongest proponents by which hubs are counted
@@ -44,6 +44,9 @@ def main() -> None:
 
 def confusion(build: Build) -> None:
     """The training images behind all test images of a cell of the confusion matrix."""
+    if not build.labelled:
+        st.info(f"{UNLABELLED} So there is no confusion to ask about: choose another view.")
+        return
     names = list(build.classes)
     labels = engine().test_labels(build.id)
     matrix_CC = build.confusion_CC(labels)
@@ -111,7 +114,8 @@ def selection(build: Build) -> None:
     left, right = st.columns([4, 9], gap="large")
     with left:
         asked = st.segmented_control(
-            "Why they were", list(ASKED), key="group_asked", default="called so", required=True,
+            "Why they were", list(ASKED)[: 1 + build.labelled], key="group_asked",
+            default="called so", required=True,
             **BOUND,
         )  # fmt: skip
         tests = build.tests(engine().test_labels(build.id)).loc[list(some)]
@@ -185,8 +189,8 @@ def contrast(build: Build) -> None:
     other = c.selectbox("than this", rest, index=rest.index(usual), key=f"than_{test_id}_{target}")
     picture, hits = st.columns([2, 9], gap="large")
     picture.image(build.image("test", test_id), width="stretch")
-    given, called = literal(names[label]), literal(names[said])
-    picture.caption(f"Test image {test_id}, labelled {given}, called {called}")
+    labelled = f"labelled {literal(names[label])}, " if build.labelled else ""
+    picture.caption(f"Test image {test_id}, {labelled}called {literal(names[said])}")
     answer = build.contrast(test_id, str(names.index(target)), str(names.index(other)), HITS)
     both = (*answer.proponents, *answer.opponents)
     times, said_scale = readable(max((abs(h.score) for h in both), default=1))

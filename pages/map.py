@@ -15,6 +15,7 @@ from pages.parts.jobs import RUNNING, framed
 from pages.parts.opened import DOUBT, build_or_stop, command_line, engine, go, launch, thumb
 from pages.parts.thumbs import inline
 from pages.parts.trouble import guarded
+from pages.parts.words import UNLABELLED
 
 ANY = "all classes"
 COLOURS = ("class", "suspicion", "decision")
@@ -90,6 +91,7 @@ def show(build: Build) -> None:
         points=points.address(build),
         train=len(build.train_labels_N),
         test=len(build.test_labels_T),
+        labelled=build.labelled,
         thumbs=thumb(build, "", 0).removesuffix("/0.png"),
         classes=list(build.classes),
         hidden=hidden(build),
@@ -115,7 +117,8 @@ def choices(build: Build) -> tuple[str, str, int | None, str]:
     )
     names = [ANY, *build.classes]
     label = places[2].selectbox("Labelled", names, key="map_label", **bound)
-    only = places[3].selectbox("Only", ONLY, key="map_only", **bound)
+    known = [one for one in ONLY if build.labelled or one != "wrong predictions"]
+    only = places[3].selectbox("Only", known, key="map_only", **bound)
     return colour, images, None if label == ANY else build.classes.index(label), only
 
 
@@ -176,6 +179,8 @@ def below(build: Build) -> None:
     """What is selected, and what can be asked of it."""
     every, count = selected(build), len(build.train_labels_N)
     trains, tests = every[every < count], every[every >= count] - count
+    if not build.labelled:
+        st.caption(UNLABELLED)
     if not len(every):
         st.caption(
             "Click a point, or press **L** and draw around many (with Shift to add). Of an image's "
@@ -199,6 +204,8 @@ def one(build: Build, test: bool, i: int) -> None:
                 (f"Predicted {names[row.predicted]}", "right" if row.correct else "wrong"),
                 (f"Labelled {names[row.label]}", "right" if row.correct else ""),
             ]
+            if not build.labelled:
+                facts = [(f"Predicted {names[row.predicted]}", "")]
             given, other = build.probs_TC[i, row.label], row.confidence
             label, believed = row.label, row.predicted
         else:
@@ -243,8 +250,9 @@ def several(build: Build, trains: np.ndarray, tests: np.ndarray) -> None:
     places = iter(st.columns(len(halves), gap="large"))
     if len(tests):
         with next(places):
+            wrong = f", {int((~order.correct).sum()):,} predicted wrong" if build.labelled else ""
             group(
-                f"{len(tests):,} test images, {int((~order.correct).sum()):,} predicted wrong",
+                f"{len(tests):,} test images{wrong}",
                 "Explain these together", "Find the training images behind all of them",
                 len(tests), "groups", words=picked.words(tests.tolist()),
             )  # fmt: skip

@@ -10,7 +10,7 @@ from pages.parts.builds_table import builds_table
 from pages.parts.findings import findings
 from pages.parts.grid import consume, grid, notice
 from pages.parts.opened import DOUBT, build_or_stop, command_line, engine, go, thumb
-from pages.parts.words import span
+from pages.parts.words import UNLABELLED, percent, span
 
 SHOWN = 20  # pictures of each kind; two rows of them are in view
 POINTS = 1500  # of the chart; the rest is far from any doubt
@@ -49,9 +49,11 @@ def facts(build: Build) -> None:
     columns[1].metric("Test images", f"{summary['test']:,}")
     columns[2].metric(
         "Test accuracy",
-        f"{accuracy.given:.1%}",
+        "not known" if accuracy.given is None else f"{accuracy.given:.1%}",
         help="By the test labels as given. Wrong ones can be corrected, or images excluded, on the "
-        "page Explain.",
+        "page Explain."
+        if build.labelled
+        else UNLABELLED,
     )
     columns[3].metric("Networks × masks", f"{summary['models']} × {summary['masks'] or 1}")
     columns[4].metric("Time to build", span(sum(summary["seconds"].values())))
@@ -60,17 +62,27 @@ def facts(build: Build) -> None:
 
 
 def mistakes(build: Build) -> None:
-    """The surest wrong predictions."""
+    """The surest wrong predictions; where there are no labels, those that are the least sure."""
     labels = engine().test_labels(build.id)
     tests = build.tests(labels)
-    wrong = tests[~tests.correct & tests.kept].sort_values("confidence", ascending=False)
-    st.subheader(f"{len(wrong)} test images are called wrong. Why?", anchor=False)
-    st.caption("Pick one to see the training images that led there.")
+    if build.labelled:
+        some = tests[~tests.correct & tests.kept].sort_values("confidence", ascending=False)
+        label = "Wrong predictions"
+        st.subheader(f"{len(some)} test images are called wrong. Why?", anchor=False)
+        st.caption("Pick one to see the training images that led there.")
+    else:
+        some, label = tests.sort_values("confidence"), "Least sure predictions"
+        st.subheader(f"{len(some)} test images. Why are they called so?", anchor=False)
+        st.caption(f"{UNLABELLED} The least sure first.")
     items = [
-        {**test_item(build, one.Index, one), "note": ""} for one in wrong.head(SHOWN).itertuples()
+        {
+            **test_item(build, one.Index, one),
+            "note": "" if build.labelled else percent(one.confidence),
+        }
+        for one in some.head(SHOWN).itertuples()
     ]
     empty = "The networks make no mistake on the test images."
-    group = {"label": "Wrong predictions", "items": items, "empty": empty}
+    group = {"label": label, "items": items, "empty": empty}
     grid(
         "overview_wrong",
         lambda action: marked(build, action),

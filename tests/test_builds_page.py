@@ -1,15 +1,17 @@
 """The page of builds: an archive becomes data, a disk without room, what ended before its time."""
 
+import re
 from pathlib import Path
 
 import pytest
 from apptest import at_place, fine, page
 from conftest import Tiny
-from pictures import photos
+from pictures import encoded, noise, photos
 from test_archives import zipped
 
 from attribution import jobs
 from attribution.engine import Engine
+from attribution.records import BuildSpec, FeatureSpec, UserError
 
 FILES = photos(train=5, test=2)
 
@@ -54,7 +56,38 @@ def test_an_archive_is_uploaded_looked_at_estimated_and_built(place, started) ->
     assert given["--data"] == str(folder) and given["--model"] == "cnn"
     assert given["--models"] == "1" and given["--masks"] == "2"
     again = fine(page("builds"))  # another visit finds what was uploaded
-    assert f"{folder.name} (uploaded)" in again.selectbox(key="data").options
+    assert "photos (uploaded)" in again.selectbox(key="data").options
+
+
+def test_an_upload_that_no_build_is_of_is_removed_after_a_second_word(place) -> None:
+    engine = Engine(place.cache, place.workspace)
+    twice = FILES | {"train/cat/more.png": encoded(noise(9))}
+    packed = [zipped(files) for files in (FILES, twice)]
+    two = [engine.unpacked(one, "photos.zip") for one in packed]
+    read = [engine.read(str(one.folder)) for one in two]
+    used = engine.build(BuildSpec(
+        data=read[0], model="cnn", width=0.2, models=1, masks=1, epochs=1, index_dims=4,
+        features=FeatureSpec(ka=2, kg=2),
+    ))["build"]  # fmt: skip
+    app = page("builds")
+    shown = [o for o in app.selectbox(key="data").options if "(uploaded)" in o]
+    assert len(set(shown)) == 2 and all(re.match(r"photos \(\w{6}\) ", o) for o in shown)
+    assert app.dataframe[0].value["data"].tolist() == ["photos"]
+    app.selectbox(key="data").set_value(str(two[1].folder)).run()
+    app.session_state["removing"] = True
+    app = fine(app.run())
+    name = two[1].folder.name
+    assert app.selectbox(key="removed").options == ["photos"]  # the other one is in use
+    assert f"Its {two[1].kept} unpacked files" in text(app)
+    app.toggle(key=f"removing_{name}").set_value(True).run()
+    fine(app.button(key=f"remove_{name}").click().run())
+    assert not two[1].folder.exists() and two[0].folder.exists()
+    assert app.selectbox(key="data").value == "mnist5k" and "is removed" in text(app)
+    assert not engine.store.has("pixels", read[1].pixels) and engine.open(used)
+    with pytest.raises(UserError, match="no upload"):
+        engine.remove_upload(two[0].folder.name)
+    assert engine.unpacked(packed[1], "photos.zip").folder == two[1].folder  # brought again
+    assert engine.read(str(two[1].folder)) == read[1]
 
 
 def test_a_bad_archive_is_one_sentence_and_leaves_the_form(place) -> None:

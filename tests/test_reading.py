@@ -496,6 +496,6 @@ def test_which_folders_are_halves_and_which_are_classes(store, tmp_path):
     valid = found("valid", *each("training/a", "training/b", "valid/a"))
     assert (valid["train"], valid["test"]) == (8, 4)
     flat = found("flat", *each("train/a", "train/b", "test"), "loose.png")
-    assert (flat["train"], flat["test"]) == (6, 2)  # no label in test, so train is split
-    assert {one["reason"] for one in flat["aside"]} == {"no label"} and len(flat["aside"]) == 4
+    assert (flat["train"], flat["test"], flat["labelled"]) == (8, 4, False)  # no label in test
+    assert not flat["aside"]
     assert flat["notes"] == ["Passed over beside train and test: loose.png."]

@@ -72,19 +72,21 @@ def test_grid(
 def test_item(build: Build, test_id: int, one: Any) -> dict:
     """A test image as the grid draws it, from its row of `build.tests()`.
 
-    The caption has the label as given: what was decided on it is drawn over the image.
+    The caption has the label as given, if there is one: what was decided on it is drawn over the
+    image.
     """
     label, said = int(build.test_labels_T[test_id]), build.classes[one.predicted]
     given = build.classes[label]
     called = "" if label == one.predicted else f", called {said}"
+    about = f"labelled {given}{called}" if build.labelled else f"called {said}"
     return {
         "id": int(test_id),
         "src": thumb(build, "test", test_id),
-        "alt": f"Test image {test_id}, labelled {given}{called}",
+        "alt": f"Test image {test_id}, {about}",
         "caption": f"{given} → {said}" if called else given,
         "correct": bool(one.correct),
         "note": f"{one.confidence:.0%}",
-        "title": f"{build.name('test', test_id)}\nTest image {test_id}, labelled {given}{called}",
+        "title": f"{build.name('test', test_id)}\nTest image {test_id}, {about}",
         "given": label,
         "likely": likely(build, test_id),
     }
@@ -96,7 +98,9 @@ def likely(build: Build, test_id: int) -> list[int]:
 
 
 def deciding(build: Build, labels: Labels) -> dict[str, Any]:
-    """What a grid of test images needs for decisions on their labels."""
+    """What a grid of test images needs for decisions on their labels, if they have any."""
+    if not build.labelled:
+        return {}
     return {
         "split": TEST,
         "classes": list(build.classes),
@@ -146,20 +150,12 @@ def card(build: Build, answer: Answer, labels: Labels, handle: Handle) -> None:
     """The test image, large, with its probabilities and what can be decided on its label."""
     test_id = answer.test_id
     probs_C = build.probs_TC[test_id]
-    label = int(labels.labels_T[test_id])
     top = likely(build, test_id)
-    top += [c for c in dict.fromkeys((answer.label, label)) if c not in top]
-    right = label == answer.predicted
-    tone = {label: "label", answer.predicted: "label" if right else "predicted"}
-    facts = [(f"Predicted {build.classes[answer.predicted]}", "right" if right else "wrong")]
-    if label == answer.label:
-        facts.append((f"Labelled {build.classes[label]}", "right" if right else ""))
-    else:
-        facts.append((f"Labelled {build.classes[answer.label]}", "gone"))
-        facts.append((f"corrected to {build.classes[label]}", "right" if right else "changed"))
-    if not labels.kept_T[test_id]:
-        facts.append(("excluded", "changed"))
-    doubt = build.doubtful_tests.score[test_id]
+    facts, tone, about = [(f"Predicted {build.classes[answer.predicted]}", "")], {}, {}
+    if answer.label is not None:
+        facts, tone, about = of_label(build, answer, answer.label, labels)
+        top += [c for c in tone if c not in top]
+        about["likely"] = top
     subject(
         "subject",
         handle,
@@ -168,14 +164,7 @@ def card(build: Build, answer: Answer, labels: Labels, handle: Handle) -> None:
         alt=f"Test image {test_id}",
         title=f"Test image {test_id}",
         facts=facts,
-        doubt=f"Going by the networks alone, the given label is wrong: {percent(doubt)}."
-        if doubt > 0.01
-        else "",
-        verdict=drawn({0: labels.decisions.get(test_id)}).get(0),
-        given=answer.label,
-        classes=list(build.classes),
-        keys=class_keys(build),
-        likely=top,
+        **about,
         **views(build, "test", test_id),
         bars=[
             {
@@ -187,6 +176,34 @@ def card(build: Build, answer: Answer, labels: Labels, handle: Handle) -> None:
             for c in top
         ],
     )
+
+
+def of_label(
+    build: Build, answer: Answer, given: int, labels: Labels
+) -> tuple[list[tuple[str, str]], dict[int, str], dict[str, Any]]:
+    """What the card says of a label, the tones of its classes, and what can be decided on it."""
+    test_id = answer.test_id
+    label = int(labels.labels_T[test_id])
+    right = label == answer.predicted
+    tone = {given: "", label: "label", answer.predicted: "label" if right else "predicted"}
+    facts = [(f"Predicted {build.classes[answer.predicted]}", "right" if right else "wrong")]
+    if label == given:
+        facts.append((f"Labelled {build.classes[label]}", "right" if right else ""))
+    else:
+        facts.append((f"Labelled {build.classes[given]}", "gone"))
+        facts.append((f"corrected to {build.classes[label]}", "right" if right else "changed"))
+    if not labels.kept_T[test_id]:
+        facts.append(("excluded", "changed"))
+    doubt = build.doubtful_tests.score[test_id]
+    said = f"Going by the networks alone, the given label is wrong: {percent(doubt)}."
+    about = {
+        "doubt": said if doubt > 0.01 else "",
+        "verdict": drawn({0: labels.decisions.get(test_id)}).get(0),
+        "given": given,
+        "classes": list(build.classes),
+        "keys": class_keys(build),
+    }
+    return facts, tone, about
 
 
 def views(build: Build, split: str, i: int) -> dict[str, Any]:
@@ -221,8 +238,8 @@ def question(build: Build, answer: Answer, corrected: int | None = None) -> str:
 
     `corrected` is the label by a decision in force, where that is another than the given one.
     """
-    first = [answer.predicted, answer.label, *([] if corrected is None else [corrected])]
-    first = list(dict.fromkeys(first))
+    first = [answer.predicted, answer.label, corrected]
+    first = [c for c in dict.fromkeys(first) if c is not None]
     options = first + [c for c in range(len(build.classes)) if c not in first]
 
     few = len(options) <= 12

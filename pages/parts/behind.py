@@ -77,7 +77,9 @@ def shown(build: Build, train_id: int) -> dict[str, Any]:
         "feeds": {
             "title": "Wrong predictions it feeds",
             "items": [fed(build, one) for one in found.feeds],
-            "empty": "It is not among the strongest of any wrong prediction.",
+            "empty": "It is not among the strongest of any wrong prediction."
+            if build.labelled
+            else "Which predictions are wrong is not known: the test images have no labels.",
         },
     }
 

@@ -2,6 +2,8 @@
 
 import streamlit as st
 
+from attribution.archives import own_name
+
 from .opened import engine
 from .words import size, span
 
@@ -20,7 +22,7 @@ def builds_table(key: str) -> None:
             {
                 "build": one["build"],
                 **{what: one[what] for what in said},
-                "data": one["data"],
+                "data": own_name(one["data"]),
                 "wrong on purpose": one["noise"],
                 "network": one["model"],
                 "ensemble": one["ensemble"],

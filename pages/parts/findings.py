@@ -34,7 +34,8 @@ def findings(build: Build, on_pick: Handle) -> None:
     for place, (key, split, title, about) in zip(places, drawn, strict=True):
         with place:
             st.subheader(title, anchor=False)
-            st.caption(about)
+            if key == "clashes" or build.labelled:
+                st.caption(about)
             pairs(build, key, getattr(found, key), split, on_pick)
     if found.aside:
         with st.expander(f"Set aside when your data was read: {many(len(found.aside), 'file')}"):
@@ -68,7 +69,7 @@ def item(build: Build, split: str, position: int, alike: float) -> dict:
         "id": 2 * position + (split == "train"),
         "src": thumb(build, split, position),
         "alt": f"{split} image {position}, {half.paths[position]}",
-        "caption": build.classes[half.labels_N[position]],
+        "caption": build.classes[half.labels_N[position]] if half.labelled else "no label",
         "note": "same" if alike >= SAME else "alike",
         "correct": True,
     }

@@ -2,6 +2,7 @@
 
 import streamlit as st
 
+from attribution.archives import own_name
 from attribution.records import UserError
 from attribution.stored import facts
 
@@ -30,6 +31,54 @@ def managing() -> None:
         if before is not None and before[0] == chosen:
             st.button("Undo", key="unsay", on_click=unsay, icon=":material/undo:")
         ending(chosen)
+
+
+def removing() -> None:
+    """Choose an upload that no build is of, and remove it after a second word."""
+    names = {one.folder.name: one for one in engine().unused_uploads()}
+    if not names:
+        return
+    with st.expander("Remove an upload", key="removing", on_change="rerun") as box:
+        if not box.open:
+            return
+        chosen = st.selectbox(
+            "Upload that no build is of", names, format_func=upload_names(list(names)).get,
+            key="removed",
+        )  # fmt: skip
+        st.write(
+            f"Its {names[chosen].kept:,} unpacked files and its images in the cache would be gone "
+            "for good. Your archive, which is elsewhere, and your decisions stay."
+        )
+        if st.toggle("Remove this upload", key=f"removing_{chosen}"):
+            st.button(
+                "Remove it for good",
+                key=f"remove_{chosen}",
+                icon=":material/delete:",
+                on_click=remove,
+                args=(chosen,),
+            )
+
+
+def remove(name: str) -> None:
+    """Runs before the page is drawn, so that the form does not go on with what is gone."""
+    try:
+        may(BUILD).remove_upload(name)
+    except UserError as error:
+        st.session_state["notice"] = str(error)
+        return
+    for key in ("data", "removed"):
+        if name in str(st.session_state.get(key)):
+            del st.session_state[key]
+    st.session_state["notice"] = f"The upload {own_name(name)} is removed."
+
+
+def upload_names(names: list[str]) -> dict[str, str]:
+    """What a person calls each upload, told apart where two archives had the same name."""
+    called = [own_name(name) for name in names]
+    return {
+        name: own if called.count(own) == 1 else f"{own} ({name.rpartition('-')[2][:6]})"
+        for name, own in zip(names, called, strict=True)
+    }
 
 
 def said(build_id: str, name: str, note: str) -> None:

@@ -10,6 +10,7 @@ from attribution.jobs import Job
 from .jobs import RUNNING, framed
 from .opened import command_line, engine, go, launch
 from .trouble import guarded
+from .words import UNLABELLED
 
 
 def measuring(build: Build, rows: list[dict[str, Any]]) -> None:
@@ -17,6 +18,9 @@ def measuring(build: Build, rows: list[dict[str, Any]]) -> None:
 
     Ground truth first, then the evaluation of every build by it.
     """
+    if not build.labelled:
+        st.info(f"{UNLABELLED} So fidelity, which is of the labels' margins, cannot be measured.")
+        return
     ids = [one["build"] for one in rows]
     mine = measurements(ids)
     if any(job.state == RUNNING for job in mine):

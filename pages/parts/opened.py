@@ -11,6 +11,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
+from attribution.archives import own_name
 from attribution.build import Build
 from attribution.engine import Engine
 from attribution.records import UserError
@@ -126,7 +127,7 @@ def build_name(summary: dict[str, Any]) -> str:
     revised = ", revised" if summary["spec"]["data"].get("revision") else ""
     name = f"{summary['name']} · " if summary.get("name") else ""
     return (
-        f"{summary['data']}{noise}{revised} · {name}{summary['model']} · "
+        f"{own_name(summary['data'])}{noise}{revised} · {name}{summary['model']} · "
         f"{ensemble_name(summary)} · {summary['build'][:6]}"
     )
 

@@ -5,12 +5,13 @@ from typing import Any
 
 import streamlit as st
 
-from attribution.archives import KINDS, LIMITS
+from attribution.archives import KINDS, LIMITS, own_name
 from attribution.records import UserError
 
 from .access import BUILD
+from .managing import upload_names
 from .opened import engine, may
-from .words import literal
+from .words import UNLABELLED, literal
 
 DESCRIBED = "described"  # in the session: what was found, by what was given as data
 SHOWN = 5  # files of a kind that are named
@@ -66,11 +67,13 @@ def described(data: str) -> dict[str, Any] | None:
         return None
     colour = "colour" if found["channels"] == 3 else "grey"
     st.markdown(
-        f"**{literal(found['name'])}**: {found['train']:,} training and {found['test']:,} test "
-        f"images of {len(found['classes'])} classes, brought to {found['size']} × "
+        f"**{literal(own_name(found['name']))}**: {found['train']:,} training and "
+        f"{found['test']:,} test images of {len(found['classes'])} classes, brought to "
+        f"{found['size']} × "
         f"{found['size']} pixels, {colour}."
     )
-    for words in (*found["notes"], found.get("left", "")):
+    unlabelled = "" if found["labelled"] else UNLABELLED
+    for words in (unlabelled, *found["notes"], found.get("left", "")):
         if words:
             st.caption(literal(words))
     faults(found)
@@ -104,8 +107,10 @@ def faults(found: dict[str, Any]) -> None:
 
 def choices() -> dict[str, str]:
     """What a build can be of, and how a person calls it."""
-    uploads = {str(one.folder): f"{one.folder.name} (uploaded)" for one in engine().uploads()}
-    return engine().datasets() | uploads
+    found = {one.folder.name: one for one in engine().uploads()}
+    called = upload_names(list(found))
+    uploads = {str(one.folder): f"{called[name]} (uploaded)" for name, one in found.items()}
+    return {data: own_name(name) for data, name in engine().datasets().items()} | uploads
 
 
 class Progress:

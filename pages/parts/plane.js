@@ -1,7 +1,7 @@
 // Every image a point in the plane: pan, zoom, hover, click, and draw around many.
 //
 // data: epoch, ack, points (address of the bytes that points.py packs), train, test (how many of
-//       each; the training images come first), thumbs (address of images), classes, hidden (class
+//       each; the training images come first), labelled (whether test images are), thumbs (address of images), classes, hidden (class
 //       numbers), colour ("class" | "suspicion" | "decision"), images ("both" | "training" |
 //       "test"), label (a class number, or null for all), only ("everything" | "wrong predictions" |
 //       "undecided suspects"), decided (base64 of uint32: position * 8 + verdict), selected (base64
@@ -523,6 +523,7 @@ function tell(state) {
   };
   label(buttons.suspects, "suspects", counts.suspects);
   label(buttons.wrong, "wrong predictions", counts.wrong);
+  buttons.wrong.style.display = data.labelled ? "" : "none";
   label(buttons.all, "all shown", counts.shown);
   buttons.clear.disabled = selected.size === 0;
   buttons.lasso.setAttribute("aria-pressed", String(lasso));
@@ -581,7 +582,8 @@ function drawLegend(state) {
     entry.append(make("span", "", name), make("em", "", (tally.get(label) ?? 0).toLocaleString("en")));
     entries.append(entry);
   });
-  const box = section("Labelled (click to hide)", entries);
+  const title = data.labelled ? "Labelled (click to hide)" : "Labelled, or called (click to hide)";
+  const box = section(title, entries);
   box.style.cssText = "display: flex; flex-direction: column; min-height: 0;";
   if (hidden.size) {
     const all = make("button", "entry quiet", "Show all classes");
@@ -589,7 +591,7 @@ function drawLegend(state) {
     box.append(all);
   }
   const marks = make("div", "marks");
-  for (const [text, drawing] of MARKS) {
+  for (const [text, drawing] of MARKS.slice(0, data.labelled ? 4 : 3)) {
     const entry = make("div", "entry");
     const icon = document.createElementNS("http://www.w3.org/2000/svg", "svg");
     icon.setAttribute("viewBox", "0 0 18 18");
@@ -649,7 +651,7 @@ function hover(state, p) {
     const percent = Math.round((100 * points.chance[p]) / 255);
     const words = make("div");
     words.append(make("b", "", `${test ? "Test" : "Training"} image ${position}`));
-    words.append(make("div", "", `labelled ${name(points.given[p])}`));
+    if (!test || data.labelled) words.append(make("div", "", `labelled ${name(points.given[p])}`));
     const second = test
       ? `called ${name(points.other[p])}, ${percent} % sure`
       : points.doubt[p]

@@ -53,6 +53,11 @@ def expander(build: Build, train_ids: Sequence[int], handle: Handle) -> None:
 def sentence(rows: Sequence[Moved]) -> str:
     """How many moves are for the better, and how many are more than noise."""
     better, clear = sum(r.better for r in rows), sum(not r.shaky for r in rows)
+    if any(r.label is None for r in rows):
+        return (
+            f"Of the {len(rows)} predictions that it would move most, {clear} move by more than "
+            "the noise."
+        )
     return (
         f"Of the {len(rows)} predictions that it would move most, {better} move for the better "
         f"(right ones surer, wrong ones less sure); {clear} by more than the noise."
@@ -94,8 +99,9 @@ def groups(build: Build, rows: Sequence[Moved]) -> list[dict[str, Any]]:
 
 
 def item(build: Build, one: Moved) -> dict[str, Any]:
-    label, called = build.classes[one.label], build.classes[one.predicted]
-    right = one.label == one.predicted
+    called = build.classes[one.predicted]
+    right = one.label in (None, one.predicted)
+    label = called if one.label is None else build.classes[one.label]
     change = between = ""
     if one.change is not None:
         change = f"{one.change:+.1f}"

@@ -6,6 +6,12 @@ import re
 MARKS = re.compile(r"([!-/:-@\[-`{-~])")  # ASCII punctuation, all that Markdown has
 
 
+UNLABELLED = (
+    "The test images have no labels: each is explained for what it is called, and which are called "
+    "right is not known."
+)
+
+
 def span(seconds: float | None) -> str:
     """A duration: 8 s, 3 min 20 s, 2 h 5 min; nothing for None."""
     if seconds is None:
