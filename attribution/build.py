@@ -41,6 +41,7 @@ from .records import (
     known,
     silent,
 )
+from .rows import opened, told
 from .store import Artifact, Draft, Store
 from .stored import (
     found,
@@ -86,7 +87,7 @@ class Build:
         self.index = self._part("index", self.parts["index"][0])
         self.q_N = self.index.array("q")
         self.compressed = indexes.Compressed(
-            indexes.from_bytes(self.index.bytes_of("rows.faiss")),
+            opened(self.index.file, self.index.manifest.get("rows", {})),
             self.index.manifest["scale"],
             self.index.array("queries", memory_map=True),
             self.index.array("projectors", memory_map=True),
@@ -104,6 +105,11 @@ class Build:
         self._lock = threading.Lock()
         self._fresh: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
         self._steady: OrderedDict[str, np.ndarray] = OrderedDict()
+
+    @property
+    def searched(self) -> str:
+        """How its index is kept and searched, and what share of the exact order that finds."""
+        return told(self.index.manifest.get("rows", {}))
 
     @cached_property
     def findings(self) -> reading.Findings | None:
@@ -797,8 +803,8 @@ class Build:
         """
         own_N = torch.from_numpy(self.compressed.self_influence_N) * len(self.members)
         weighted_N = own_N.sqrt() * self._weights(own_N)
-        stored_Nd = self.compressed.rows.reconstruct_n(0, len(own_N))
-        row_unit = float(weighted_N.sum()) / float(np.linalg.norm(stored_Nd, axis=1).sum())
+        lengths = [np.linalg.norm(r_nd, axis=1).sum() for r_nd in self.compressed.rows.blocks()]
+        row_unit = float(weighted_N.sum()) / float(sum(lengths))
         return self.compressed.scale / row_unit
 
     def _member_q(self, one: Examples) -> Tensor:

@@ -15,6 +15,7 @@ Axes: N training examples, T queries, M members, K features of a member, d PCA d
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import faiss
 import numpy as np
@@ -23,8 +24,8 @@ from torch import Tensor
 
 from .estimators import Whitening, whitening
 from .records import EstimatorSpec, Report, silent
+from .rows import Rows, half
 
-Rows = faiss.Index
 OVERSAMPLING = 64  # directions beyond d in the range finder
 RANGE_MEMBERS = 25  # members whose range is sketched; the others lie close to it
 
@@ -89,7 +90,7 @@ def weights(q_N: Tensor, self_influence_N: Tensor, spec: EstimatorSpec) -> Tenso
 
 
 def search(
-    rows: faiss.Index, u_TF: np.ndarray, k: int, opponents: bool = False
+    rows: faiss.Index | Rows, u_TF: np.ndarray, k: int, opponents: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """Top k by inner product, or bottom k: the top k of the negated queries, negated."""
     sign = -1 if opponents else 1
@@ -109,19 +110,11 @@ def nearest(x_NH: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     return distance_Nk, ids_Nk[kept].reshape(-1, k)
 
 
-def to_bytes(rows: faiss.Index) -> bytes:
-    return faiss.serialize_index(rows).tobytes()
-
-
-def from_bytes(content: bytes) -> faiss.Index:
-    return faiss.deserialize_index(np.frombuffer(content, np.uint8))
-
-
 @dataclass(frozen=True, eq=False)
 class Compressed:
     """What `compress` makes; `Member` queries come from `projectors`."""
 
-    rows: faiss.Index  # r_i * q_i ** power, half precision
+    rows: Rows  # r_i * q_i ** power
     scale: (
         float  # a score is this times the inner product; stored vectors are in units of their own
     )
@@ -151,13 +144,15 @@ def compress(
     dims: int,
     seed: int,
     report: Report = silent,
+    put: Callable[[np.ndarray, np.ndarray], Rows] = half,
 ) -> Compressed:
     """The index squeezed to `dims` dimensions by a streamed range finder and PCA.
 
     ``train(m)`` and ``queries(m)`` give member m's features, (N, K) and (T, K) float32; one
     member is held at a time, and nothing of size N * N or M * K * N. Two passes: the first
     sketches the range of the members' rows (arXiv 0909.4061, algorithm 4.1, with one power
-    step), the second projects every member on it.
+    step), the second projects every member on it. ``put(rows, queries)`` says how rows are kept
+    and searched; the queries are the ensemble's, in float32.
     """
     draw = torch.Generator().manual_seed(seed)
     count = len(q_N)
@@ -202,14 +197,11 @@ def compress(
     query_unit = largest(queries_M)
     projectors_M = [P_Kl @ turn_ld for P_Kl in projector_MKl]
     projector_unit = largest(projectors_M)
-    index = faiss.IndexScalarQuantizer(
-        dims, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
-    )
-    index.train(weighted_Nd.numpy())
-    index.add((weighted_Nd / row_unit).numpy())
+    u_Td = reduce(torch.add, queries_M) / (members * query_unit)
+    made = put((weighted_Nd / row_unit).numpy(), u_Td.numpy())
     report("fit", 2 * members, 2 * members)
     return Compressed(
-        index,
+        made,
         row_unit * query_unit,
         torch.stack([(u_Td / query_unit).half() for u_Td in queries_M], 1).numpy(),
         torch.stack([(P_Kd / projector_unit).half() for P_Kd in projectors_M]).numpy(),

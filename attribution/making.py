@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
 from . import index as indexes
-from . import strategies, weights
+from . import rows, strategies, weights
 from .adapters import checked, fitted, saved
 from .data import Dataset, Split
 from .estimators import ESTIMATORS, whitening
@@ -44,6 +44,7 @@ from .records import (
     known,
     within,
 )
+from .rows import Rows
 from .store import Artifact, Draft, Store
 from .stored import (
     fresh,
@@ -69,6 +70,7 @@ def check(spec: BuildSpec) -> None:
     known("estimator", spec.estimator.name, tuple(ESTIMATORS), "--estimator")
     known("basis", spec.features.basis, ("own", "random"), "--basis")
     known("q", spec.estimator.q, ("members", "training"), "--q")
+    known("kind of index", spec.index, rows.KINDS, "--index")
     check_name(spec.model)
     check_preprocess(spec.preprocess, spec.model)
     if spec.train != "none":
@@ -84,6 +86,8 @@ def check(spec: BuildSpec) -> None:
         ("--width", spec.width, 1e-3, 100),
         ("--dims", min(spec.features.ka, spec.features.kg), 1, 1e6),
         ("--index-dims", spec.index_dims, 1, 1e6),
+        ("--index-recall", spec.index_recall, 0.5, 1),
+        ("--index-memory", spec.index_memory, 1e-3, 1e4),
         ("--seed", spec.seed, 0, 1e9),
         ("--noise-seed", spec.data.noise_seed, 0, 1e9),
     ]
@@ -356,13 +360,18 @@ class Making:
             return torch.cat([given, fresh(whole, members[m], second, spec.estimator)])
 
         def fill(draft: Draft) -> None:
+            def put(rows_Nd: np.ndarray, u_Td: np.ndarray) -> Rows:
+                memory = spec.index_memory * 1e9
+                return rows.fitted(
+                    rows_Nd, u_Td, spec.index, spec.index_recall, memory, draft.shelf
+                )
+
             member_q_N = mean_q(beliefs)
             q_N = self.training_q() if spec.estimator.q == "training" else member_q_N
             made = indexes.compress(
                 len(members), train_phi, queries, q_N,
-                spec.estimator, spec.index_dims, spec.seed, self.report,
+                spec.estimator, spec.index_dims, spec.seed, self.report, put,
             )  # fmt: skip
-            draft.bytes_of("rows.faiss", indexes.to_bytes(made.rows))
             draft.array("queries", made.queries_TMd)
             draft.array("projectors", made.projectors_MKd)
             draft.array("self_influence", made.self_influence_N)
@@ -377,6 +386,7 @@ class Making:
                 projector_scale=made.projector_scale,
                 unit=made.unit,
                 networks=spec.models,
+                rows={**made.rows.facts, "wanted": spec.index_recall},
                 spread=self.spread(made, train_phi, q_N),
             )
 
@@ -386,6 +396,9 @@ class Making:
             "beliefs": [b.manifest["id"] for b in beliefs],
             "estimator": asdict(spec.estimator),
             "dims": spec.index_dims,
+            "index": spec.index,
+            "index_recall": spec.index_recall,
+            "index_memory": spec.index_memory,
             "predicted": content_id(predicted_T.tolist()),
             "seed": spec.seed,
         }
@@ -544,9 +557,10 @@ class Making:
                         ]
                     ),
                     "features": sum(b.size for b in [*blocks, *margins]),
-                    "index": index.manifest["files"]["rows.faiss"]["bytes"],
-                    "queries": index.size - index.manifest["files"]["rows.faiss"]["bytes"],
+                    "index": rows.size_of(index.manifest["files"]),
+                    "queries": index.size - rows.size_of(index.manifest["files"]),
                 },
+                "search": index.manifest.get("rows", {}),
                 "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
                 "created": draft.created,
                 "spec": asdict(spec),
