@@ -24,7 +24,7 @@ Axes: N training rows, T queries, d dimensions, k hits, S rows on a shortlist.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +132,7 @@ class Rows:
         def one(index: faiss.Index) -> tuple[np.ndarray, np.ndarray]:
             return index.search(u_Td, min(k, index.ntotal))
 
-        few = len(u_Td) < faiss.omp_get_max_threads() and len(indexes) > 1
+        few = len(u_Td) < max(2, faiss.omp_get_max_threads())
         found = (workers().map if few else map)(one, indexes)
         return merged(
             [
@@ -175,7 +175,9 @@ class Rows:
 
 @cache
 def workers() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(faiss.omp_get_max_threads(), thread_name_prefix="rows")
+    """Threads that search a shard each, and start none of their own for it."""
+    count = faiss.omp_get_max_threads()
+    return ThreadPoolExecutor(count, "rows", initializer=partial(faiss.omp_set_num_threads, 1))
 
 
 def merged(found: Sequence[tuple[np.ndarray, np.ndarray]], k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -281,7 +283,7 @@ def greatest(rows_Nd: np.ndarray) -> np.ndarray:
 def coded(kind: str, kept: Rows, rows_Nd: np.ndarray, memory: float) -> list[faiss.Index]:
     """The code of every shard, fitted to a sample of all rows."""
     N, d = rows_Nd.shape
-    shared = 1 if kind == "sq4" else next((n for n in (2, 4) if N * d / 2 / n <= memory), 8)
+    shared = together(kind, N, d, memory)
     codes = -(-d // shared)
     blank: faiss.Index
     if kind == "ivf":
@@ -307,6 +309,19 @@ def coded(kind: str, kept: Rows, rows_Nd: np.ndarray, memory: float) -> list[fai
         made.append(code)
         start = stop
     return made
+
+
+def together(kind: str, N: int, d: int, memory: float) -> int:
+    """Dimensions that share a code of 4 bits."""
+    return 1 if kind == "sq4" else next((n for n in (2, 4) if N * d / 2 / n <= memory), 8)
+
+
+def bytes_of(kind: str, N: int, d: int, memory: float) -> int:
+    """Bytes of a row and its code, before it is made; of `auto`, of what it tries first."""
+    first = candidates(N, d, memory)[0] if kind == "auto" else kind if N >= FEWEST else "half"
+    if kind in PLAIN or first == "half":
+        return d * PLAIN.get(kind, 2)
+    return 2 * d + -(-d // together(first, N, d, memory)) // 2
 
 
 def efforts(code: faiss.Index, N: int) -> Iterator[tuple[int, int]]:

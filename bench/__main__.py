@@ -17,6 +17,7 @@ NAMES = (
     "applied",
     "click",
     "demo",
+    "growth",
     "judged",
     "map",
     "member",

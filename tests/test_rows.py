@@ -197,6 +197,14 @@ def test_few_rows_are_never_coded(u_Td, kind):
 
 
 @each_kind
+def test_bytes_of_a_row_are_known_before_it_is_made(x_Nd, u_Td, kind):
+    for memory in (2**30, N * D / 15):
+        made = fitted(x_Nd, u_Td, kind, memory=memory)
+        assert abs(rows.bytes_of(kind, N, D, memory) - made.bytes_kept) <= 1  # an odd half byte
+    assert rows.bytes_of(kind, 100, D, memory) == rows.PLAIN.get(kind, 2) * D
+
+
+@each_kind
 def test_a_single_query_is_enough_to_choose_by(x_Nd, u_Td, kind):
     assert fitted(x_Nd, u_Td[:1], kind).judges == 1
 
