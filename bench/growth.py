@@ -239,7 +239,7 @@ def fidelity_rows(cache: Path, build: Build) -> list[Row]:
         share = lds(u_Td[:, :dims] @ sum_dS, found.margins_ST).mean() / exact
         what = f"{dims:,} dimensions, {kind}, {made.bytes_kept:,} bytes an example"
         rows.append(row(f"{what}: LDS / exact LDS", share, "",
-                        at_least=0.95 if (kind, dims) == ("sq8", 768) else None))  # fmt: skip
+                        at_least=0.95 if (kind, dims) == ("sq8", 1024) else None))  # fmt: skip
     return rows
 
 
