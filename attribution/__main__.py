@@ -233,6 +233,21 @@ def build(
     index_dims: Annotated[
         int, typer.Option(help="Dimensions of the compressed index.")
     ] = DEFAULT.index_dims,
+    index: Annotated[
+        str,
+        typer.Option(
+            help="How its rows are searched: every one, kept in float32 (exact), half precision "
+            "(half) or 8 bits (sq8); or a shortlist by 4 bits (sq4) or 2 (pq; ivf: in some cells) "
+            "a dimension, put in order by half precision. auto: by size, memory and recall."
+        ),
+    ] = DEFAULT.index,
+    index_recall: Annotated[
+        float,
+        typer.Option(help="Share of the exact order's first and last 20 that a search must find."),
+    ] = DEFAULT.index_recall,
+    index_memory: Annotated[
+        float, typer.Option(help="GB of memory that the codes of rows may take.")
+    ] = DEFAULT.index_memory,
     epochs: Annotated[int, typer.Option(help="Training epochs.")] = DEFAULT.epochs,
     learning_rate: Annotated[float, typer.Option(help="Of training.")] = DEFAULT.rate,
     batch: Annotated[int, typer.Option(help="Images a step of training.")] = DEFAULT.batch_size,
@@ -268,6 +283,8 @@ def build(
     or blocks of the kernel. Any of these counts adds to what the strategy has.
     """
     known("strategy", strategy, strategies.STRATEGIES, "--strategy")
+    from .rows import told
+
     axes = strategies.axes(
         strategy,
         {
@@ -323,6 +340,9 @@ def build(
             name=estimator, damping=damping, q=q, q_power=q_power, relative=relative
         ),
         index_dims=index_dims,
+        index=index,
+        index_recall=index_recall,
+        index_memory=index_memory,
         seed=seed,
     )
     engine = open_engine(cache)
@@ -343,7 +363,8 @@ def build(
         finish(state="done", build=summary["build"])
     if as_json:
         keys = ("build", "seconds", "bytes", "train", "test", "accuracy", "coverage")
-        return show_json({k: summary[k] for k in keys} | {"already_done": already})
+        found = {k: summary[k] for k in keys} | {"search": summary.get("search", {})}
+        return show_json(found | {"already_done": already})
     if already:
         out.print(f"Build {summary['build']} was already done: nothing to do.")
         return None
@@ -355,6 +376,7 @@ def build(
         f"Build {summary['build']}: {summary['members']} members, {right}, "
         f"{summary['coverage']:.1%} of the parameters covered ({parts})."
     )
+    say(told(summary["search"]))
     if summary["left_out"]:
         out.print(f"Not covered: {', '.join(summary['left_out'])}.")
     if summary["fallback"]:

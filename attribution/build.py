@@ -44,6 +44,7 @@ from .records import (
     known,
     silent,
 )
+from .rows import opened, told
 from .store import Artifact, Draft, Store, npy, store_at
 from .stored import (
     Stored,
@@ -95,7 +96,7 @@ class Build:
         self.index = self._part("index", self.parts["index"][0])
         self.q_N = self.index.array("q")
         self.compressed = indexes.Compressed(
-            indexes.from_bytes(self.index.bytes_of("rows.faiss")),
+            opened(self.index.file, self.index.manifest.get("rows", {})),
             self.index.manifest["scale"],
             self.index.array("queries", memory_map=True),
             self.index.array("projectors", memory_map=True),
@@ -117,6 +118,11 @@ class Build:
     def __reduce__(self) -> tuple[Callable[..., "Build"], tuple[Any, ...]]:
         """To a worker it travels as what it is called."""
         return reopened, (*self.store.address, self.id)
+
+    @property
+    def searched(self) -> str:
+        """How its index is kept and searched, and what share of the exact order that finds."""
+        return told(self.index.manifest.get("rows", {}))
 
     @cached_property
     def findings(self) -> reading.Findings | None:
@@ -644,7 +650,7 @@ class Build:
         Opponents of the given label, as `indexes.merged` takes them.
         """
         rows, k = self.compressed.rows, signals.OPPONENTS
-        return indexes.search(rows, self._given_Td, k, opponents=True, shard=shard)
+        return indexes.search_part(rows, shard, self._given_Td, k, opponents=True)
 
     def lay_out(self, report: Report = silent) -> Artifact:
         """Places of all images in the plane, `xy` (N + T, 2), and what of it is to be believed."""
@@ -885,8 +891,8 @@ class Build:
         """
         own_N = torch.from_numpy(self.compressed.self_influence_N) * len(self.members)
         weighted_N = own_N.sqrt() * self._weights(own_N)
-        stored_Nd = self.compressed.rows.reconstruct_n(0, len(own_N))
-        row_unit = float(weighted_N.sum()) / float(np.linalg.norm(stored_Nd, axis=1).sum())
+        lengths = [np.linalg.norm(r_nd, axis=1).sum() for r_nd in self.compressed.rows.blocks()]
+        row_unit = float(weighted_N.sum()) / float(sum(lengths))
         return self.compressed.scale / row_unit
 
     def _member_q(self, one: Examples) -> Tensor:

@@ -34,6 +34,7 @@ from .features import (
 )
 from .fit import OVERSAMPLING, RANGE_MEMBERS
 from .records import BuildSpec, Checkpoint, Member, RunSpec, UserError
+from .rows import bytes_of
 from .train import train
 
 PROBE = 256  # examples at most
@@ -149,10 +150,11 @@ def sizes(probe: Probe) -> dict[str, int]:
     if spec.forward_only:
         features += probe.checkpoints * spec.masks * counts.train * 4
     queries = round(counts.test * (1 + WRONG)) + probe.width
+    row = bytes_of(spec.index, counts.train, d, spec.index_memory * 1e9)
     return {
         "checkpoints": runs + spec.models * spec.adapters * small + probe.bases * directions,
         "features": features,
-        "index": counts.train * (2 * d + 12 + 8 * counts.classes) + 2 * members * queries * d,
+        "index": counts.train * (row + 12 + 8 * counts.classes) + 2 * members * queries * d,
     }
 
 

@@ -15,6 +15,7 @@ Axes: N training examples, T queries, M members, K features of a member, d PCA d
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import faiss
 import numpy as np
@@ -24,8 +25,8 @@ from torch import Tensor
 from .estimators import Whitening, whitening
 from .fit import Fit
 from .records import EstimatorSpec
-
-Rows = faiss.Index
+from .rows import Rows, half
+from .rows import merged as first_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,35 +89,30 @@ def weights(q_N: Tensor, self_influence_N: Tensor, spec: EstimatorSpec) -> Tenso
 
 
 def search(
-    rows: faiss.Index,
-    u_TF: np.ndarray,
-    k: int,
-    opponents: bool = False,
-    shard: slice | None = None,
+    rows: faiss.Index | Rows, u_TF: np.ndarray, k: int, opponents: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Top k by inner product, or bottom k: the top k of the negated queries, negated.
-
-    Of a `shard` of the rows where one is named, fewer than k if it has not as many.
-    """
+    """Top k by inner product, or bottom k: the top k of the negated queries, negated."""
     sign = -1 if opponents else 1
-    asked_TF = np.ascontiguousarray(sign * u_TF, np.float32)
-    only = None
-    if shard is not None:
-        sel = faiss.IDSelectorRange(shard.start, shard.stop)
-        only = faiss.SearchParameters(sel=sel)  # type: ignore[call-arg]
-        k = min(k, shard.stop - shard.start)
-    scores_Tk, ids_Tk = rows.search(asked_TF, k, params=only)
+    scores_Tk, ids_Tk = rows.search(np.ascontiguousarray(sign * u_TF, np.float32), k)
+    return sign * scores_Tk, ids_Tk
+
+
+def search_part(
+    rows: Rows, part: slice, u_TF: np.ndarray, k: int, opponents: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """`search` of a part of the rows, each of them compared; fewer than k if it has not as many."""
+    sign = -1 if opponents else 1
+    scores_Tk, ids_Tk = rows.search_part(np.ascontiguousarray(sign * u_TF, np.float32), k, part)
     return sign * scores_Tk, ids_Tk
 
 
 def merged(
     found: Iterable[tuple[np.ndarray, np.ndarray]], k: int, opponents: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The first k of what `search` found in every shard: those of all rows together."""
-    shards = list(found)
-    scores_TX, ids_TX = (np.concatenate(parts, 1) for parts in zip(*shards, strict=True))
-    first_Tk = (scores_TX if opponents else -scores_TX).argsort(1, kind="stable")[:, :k]
-    return np.take_along_axis(scores_TX, first_Tk, 1), np.take_along_axis(ids_TX, first_Tk, 1)
+    """The first k of what `search_part` found in every part: those of all rows together."""
+    sign = -1 if opponents else 1
+    scores_Tk, ids_Tk = first_of([(sign * scores, ids) for scores, ids in found], k)
+    return sign * scores_Tk, ids_Tk
 
 
 def nearest(x_NH: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -131,19 +127,11 @@ def nearest(x_NH: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     return distance_Nk, ids_Nk[kept].reshape(-1, k)
 
 
-def to_bytes(rows: faiss.Index) -> bytes:
-    return faiss.serialize_index(rows).tobytes()
-
-
-def from_bytes(content: bytes) -> faiss.Index:
-    return faiss.deserialize_index(np.frombuffer(content, np.uint8))
-
-
 @dataclass(frozen=True, eq=False)
 class Compressed:
     """What `compress` makes; `Member` queries come from `projectors`."""
 
-    rows: faiss.Index  # r_i * q_i ** power, half precision
+    rows: Rows  # r_i * q_i ** power
     scale: (
         float  # a score is this times the inner product; stored vectors are in units of their own
     )
@@ -173,23 +161,51 @@ def gathered(name: str, shape: tuple[int, ...], blocks: Iterator[Tensor]) -> np.
     return torch.cat(list(blocks)).numpy()
 
 
-def compress(fit: Fit, q_N: Tensor, spec: EstimatorSpec, keep: Keep = gathered) -> Compressed:
-    """The index squeezed to the dimensions that were fitted; `keep` takes its larger arrays."""
+@dataclass(frozen=True, eq=False)
+class Weighted:
+    """A fit's rows with the power of q, in their unit: read from scratch where they are wanted."""
+
+    fit: Fit
+    weight_N: Tensor
+    unit: float
+    part: slice
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self), self.fit.dims
+
+    def __len__(self) -> int:
+        return self.part.stop - self.part.start
+
+    def __getitem__(self, which: slice | np.ndarray) -> "Weighted | np.ndarray":
+        if isinstance(which, slice):
+            start, stop, _ = which.indices(len(self))
+            return replace(self, part=slice(self.part.start + start, self.part.start + stop))
+        return np.concatenate([np.asarray(self[i : i + 1]) for i in which])
+
+    def __array__(self, dtype: type | None = None, copy: bool | None = None) -> np.ndarray:
+        rows_nd = self.fit.rows[self.part] * self.weight_N[self.part, None] / self.unit
+        return rows_nd.numpy().astype(dtype or np.float32, copy=False)
+
+
+def compress(
+    fit: Fit,
+    q_N: Tensor,
+    spec: EstimatorSpec,
+    keep: Keep = gathered,
+    put: Callable[[Any, np.ndarray], Rows] = half,
+) -> Compressed:
+    """The index squeezed to the dimensions that were fitted; `keep` takes its larger arrays.
+
+    ``put(rows, queries)`` says how rows are kept and searched; the queries are the ensemble's.
+    """
     weight_N = weights(q_N, fit.self_influence_N, spec)
-
-    def weighted() -> Iterator[Tensor]:
-        return (fit.rows[rows] * weight_N[rows, None] for rows in fit.blocks.shards)
-
-    row_unit = largest(weighted())
-    index = faiss.IndexScalarQuantizer(
-        fit.dims, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
-    )
-    for rows_nd in weighted():
-        index.train(rows_nd.numpy())
-        index.add((rows_nd / row_unit).numpy())
+    whole = Weighted(fit, weight_N, 1.0, slice(0, len(q_N)))
+    row_unit = largest(torch.from_numpy(np.asarray(whole[rows])) for rows in fit.blocks.shards)
+    u_Td = np.concatenate([u_tMd.float().mean(1).numpy() for u_tMd in fit.query_blocks()])
     members, T, K, d = fit.blocks.members, fit.asked, fit.features, fit.dims
     return Compressed(
-        index,
+        put(replace(whole, unit=row_unit), u_Td),
         row_unit * fit.query_unit,
         keep("queries", (T, members, d), fit.query_blocks()),
         keep("projectors", (members, K, d), fit.projector_blocks()),

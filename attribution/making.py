@@ -26,7 +26,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
 from . import index as indexes
-from . import strategies, weights
+from . import rows, strategies, weights
 from .adapters import checked, fitted, saved
 from .cluster import HERE, Cluster
 from .data import Dataset, Split, dataset
@@ -61,6 +61,7 @@ from .records import (
     silent,
     within,
 )
+from .rows import Rows
 from .store import Artifact, Draft, Store, store_at
 from .stored import (
     Stored,
@@ -87,6 +88,7 @@ def check(spec: BuildSpec) -> None:
     known("estimator", spec.estimator.name, tuple(ESTIMATORS), "--estimator")
     known("basis", spec.features.basis, ("own", "random"), "--basis")
     known("q", spec.estimator.q, ("members", "training"), "--q")
+    known("kind of index", spec.index, rows.KINDS, "--index")
     check_name(spec.model)
     check_preprocess(spec.preprocess, spec.model)
     if spec.train != "none":
@@ -102,6 +104,8 @@ def check(spec: BuildSpec) -> None:
         ("--width", spec.width, 1e-3, 100),
         ("--dims", min(spec.features.ka, spec.features.kg), 1, 1e6),
         ("--index-dims", spec.index_dims, 1, 1e6),
+        ("--index-recall", spec.index_recall, 0.5, 1),
+        ("--index-memory", spec.index_memory, 1e-3, 1e4),
         ("--seed", spec.seed, 0, 1e9),
         ("--noise-seed", spec.data.noise_seed, 0, 1e9),
     ]
@@ -485,9 +489,9 @@ class Making:
         def queries(m: int) -> Iterator[Tensor]:
             """For the label of every test example, then for the predicted one where it differs."""
             yield from features[m].tests()
-            for rows in shards(len(second)):
+            for part in shards(len(second)):
                 whole = self.projected(members[m].checkpoint, members[m].draw)
-                yield fresh(whole, members[m], second[rows], self.spec.estimator)
+                yield fresh(whole, members[m], second[part], self.spec.estimator)
 
         return Blocks(len(members), self.shards, lambda m, s: features[m].train(s), queries)
 
@@ -510,6 +514,12 @@ class Making:
                 squeezed(draft, made)
 
         def squeezed(draft: Draft, matrices: Scratch) -> None:
+            def put(rows_Nd: Any, u_Td: np.ndarray) -> Rows:
+                memory = spec.index_memory * 1e9
+                return rows.fitted(
+                    rows_Nd, u_Td, spec.index, spec.index_recall, memory, draft.shelf
+                )
+
             member_q_N = mean_q(beliefs, 1 if spec.forward_only else len(self.shards))
             q_N = self.training_q() if spec.estimator.q == "training" else member_q_N
             found = fit(
@@ -521,8 +531,8 @@ class Making:
                 lambda name, shape, some: draft.rows(
                     name, shape, np.float16, (block.numpy() for block in some)
                 ),
+                put,
             )  # fmt: skip
-            draft.bytes_of("rows.faiss", indexes.to_bytes(made.rows))
             draft.array("self_influence", made.self_influence_N)
             draft.array("q", q_N.numpy())
             draft.array("member_q", member_q_N.numpy())
@@ -535,6 +545,7 @@ class Making:
                 projector_scale=made.projector_scale,
                 unit=made.unit,
                 networks=spec.models,
+                rows={**made.rows.facts, "wanted": spec.index_recall},
                 spread=self.spread(made, self.stored, found.whitenings, q_N),
             )
 
@@ -544,6 +555,9 @@ class Making:
             "beliefs": [b.manifest["id"] for b in beliefs],
             "estimator": asdict(spec.estimator),
             "dims": spec.index_dims,
+            "index": spec.index,
+            "index_recall": spec.index_recall,
+            "index_memory": spec.index_memory,
             "predicted": content_id(predicted_T.tolist()),
             "seed": spec.seed,
         }
@@ -705,9 +719,10 @@ class Making:
                         ]
                     ),
                     "features": sum(b.size for b in [*blocks, *margins]),
-                    "index": index.manifest["files"]["rows.faiss"]["bytes"],
-                    "queries": index.size - index.manifest["files"]["rows.faiss"]["bytes"],
+                    "index": rows.size_of(index.manifest["files"]),
+                    "queries": index.size - rows.size_of(index.manifest["files"]),
                 },
+                "search": index.manifest.get("rows", {}),
                 "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
                 "created": draft.created,
                 "spec": asdict(spec),

@@ -81,6 +81,9 @@ LATER: Mapping[str, Any] = {
     "train_code": "",
     "rate": 0.01,
     "batch_size": 64,
+    "index": "auto",
+    "index_recall": 0.95,
+    "index_memory": 1.0,
 }  # fields that older ids know nothing of
 
 
@@ -260,6 +263,9 @@ class BuildSpec:
     features: FeatureSpec = field(default_factory=FeatureSpec)
     estimator: EstimatorSpec = EstimatorSpec(q="training", q_power=0.75)
     index_dims: int = 1024
+    index: str = "auto"  # how its rows are kept and searched; `rows.KINDS`
+    index_recall: float = 0.95  # share of the exact order's first and last 20 to be found
+    index_memory: float = 1.0  # GB that codes of rows may take
     seed: int = 0
 
 

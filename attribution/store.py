@@ -150,6 +150,11 @@ class Draft:
     def bytes_of(self, name: str, content: bytes) -> None:
         (self.place / name).write_bytes(content)
 
+    def shelf(self, name: str, content: bytes) -> Path:
+        """`bytes_of`; returns where they may be read again."""
+        self.bytes_of(name, content)
+        return self.place / name
+
     def note(self, **notes: Any) -> None:
         """Facts for the manifest (JSON values)."""
         self.notes |= notes

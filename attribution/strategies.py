@@ -292,6 +292,9 @@ def options(spec: BuildSpec) -> list[str]:
         ("q", spec.estimator.q, usual_q(spec.forward_only, watched(spec))),
         ("q-power", spec.estimator.q_power, None),
         ("index-dims", spec.index_dims, blank.index_dims),
+        ("index", spec.index, blank.index),
+        ("index-recall", spec.index_recall, blank.index_recall),
+        ("index-memory", spec.index_memory, blank.index_memory),
         ("seed", spec.seed, blank.seed),
     ]
     found = [word for name, value, left in given if value != left for word in (f"--{name}", value)]

@@ -19,6 +19,7 @@ NAMES = (
     "cluster",
     "demo",
     "grid",
+    "growth",
     "judged",
     "map",
     "member",

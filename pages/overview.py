@@ -59,6 +59,8 @@ def facts(build: Build) -> None:
     columns[4].metric("Time to build", span(sum(summary["seconds"].values())))
     if accuracy.note:
         st.caption(f"Test accuracy {accuracy.words}.")
+    if build.searched:
+        st.caption(build.searched)
 
 
 def mistakes(build: Build) -> None:

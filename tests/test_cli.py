@@ -101,7 +101,8 @@ def test_a_build_by_command_is_one_json_document_and_done_the_second_time(tmp_pa
     first = process(*words)
     made = document(first)
     assert set(made) == {
-        "build", "seconds", "bytes", "train", "test", "accuracy", "coverage", "already_done",
+        "build", "seconds", "bytes", "train", "test", "accuracy", "coverage", "search",
+        "already_done",
     }  # fmt: skip
     assert (made["train"], made["test"], made["coverage"]) == (4500, 500, 1.0)
     assert set(made["seconds"]) == {"train", "basis", "features", "fit", "query"}
@@ -109,6 +110,7 @@ def test_a_build_by_command_is_one_json_document_and_done_the_second_time(tmp_pa
     assert set(made["bytes"]) == {"checkpoints", "features", "index", "queries"}
     (rows,) = tmp_path.glob("cache/index/*/rows.faiss")
     assert made["bytes"]["index"] == rows.stat().st_size
+    assert made["search"]["kind"] == "half" and made["search"]["recall"] > 0.95
     (probs,) = tmp_path.glob("cache/build/*/test_probs.npy")
     (labels,) = tmp_path.glob("cache/pixels/*/test_labels.npy")
     correct = np.load(probs).argmax(1) == np.load(labels)

@@ -61,8 +61,8 @@ def test_only_the_app_and_its_pages_import_streamlit():
     assert any("streamlit" in libraries(p) for p in PAGES)
 
 
-def test_only_index_imports_faiss():
-    assert {name for name, p in MODULES.items() if "faiss" in libraries(p)} == {"index"}
+def test_only_index_and_its_rows_import_faiss():
+    assert {name for name, p in MODULES.items() if "faiss" in libraries(p)} == {"index", "rows"}
     assert not any("faiss" in libraries(p) for p in PAGES)
 
 
