@@ -33,7 +33,7 @@ def phi_of(
     """Stored features of a shard as the estimator takes them, float32 (N, K), or some of them."""
     half = features.array(f"{split}_phi", memory_map=True)
     half = half[rows, columns(member, half.shape[1])]
-    phi_NK = torch.empty(half.shape)  # where torch aligns it: products depend on that, to the bit
+    phi_NK = torch.empty(half.shape)  # aligned by torch, whose products may depend on that
     phi_NK.numpy()[...] = half
     phi_NK.mul_(features.manifest[f"{split}_scale"])
     margin_N = torch.from_numpy(features.array(f"{split}_margin")[rows])

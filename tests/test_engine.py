@@ -588,7 +588,7 @@ def test_a_build_killed_at_every_stage_resumes_and_ends_as_an_undisturbed_one(tm
 
 
 @pytest.fixture(scope="module")
-def sharded(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Build]:
+def sharded(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Build:
     """The tiny build with its training examples in three shards, the last one short."""
     root = tmp_path_factory.mktemp("shards") / "cache"
     shutil.copytree(tiny.cache, root)
@@ -596,8 +596,8 @@ def sharded(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bu
         shutil.rmtree(root / kind)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(features, "SHARD", 2000)
-        engine = Engine(root)
-        yield engine.open(engine.build(tiny_spec(tiny))["build"])
+        made = Engine(root).build(tiny_spec(tiny))["build"]
+    return Engine(root).open(made)
 
 
 def test_features_in_shards_are_those_of_one_shard_side_by_side(opened, sharded):
@@ -644,7 +644,8 @@ def test_scores_of_some_tests_after_the_others_are_all_scores(sharded, monkeypat
     assert dense.off(np.concatenate(parts), wanted) < 1e-5
 
 
-def test_a_shard_is_made_again_alone_and_bit_by_bit(tiny, sharded, tmp_path):
+def test_a_shard_is_made_again_alone_and_bit_by_bit(tiny, sharded, tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "SHARD", 2000)
     root = shutil.copytree(sharded.store.root, tmp_path / "cache")
     before = contents(root)
     shutil.rmtree(root / "features" / sharded.parts["features"][4])
