@@ -30,7 +30,7 @@ from .store import word
 
 ENGINES = ("local", "ray")
 ANSWER = 5  # seconds for an address to answer
-LOOK = 60  # seconds for every node to look at the cache
+LOOK = 180  # seconds for every node to look at the cache
 RETRIES = 3  # of a task whose worker or node was lost
 AHEAD = 2  # tasks that wait, for each that runs
 
@@ -154,7 +154,7 @@ class Ray:
             except self.ray.exceptions.RayError as error:
                 raise UserError(
                     found=f"node {node}, which gave no answer",
-                    wanted="nodes that run a small task within a minute",
+                    wanted="nodes that run a small task within minutes",
                     next_step="look at it with `ray status`, or take it out of the cluster",
                 ) from error
             if program != version():
