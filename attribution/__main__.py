@@ -236,9 +236,8 @@ def build(
     index: Annotated[
         str,
         typer.Option(
-            help="How its rows are searched: every one, kept in float32 (exact), half precision "
-            "(half) or 8 bits (sq8); or a shortlist by 4 bits (sq4) or 2 (pq; ivf: in some cells) "
-            "a dimension, put in order by half precision. auto: by size, memory and recall."
+            help="How rows are searched: all of them (exact, half, sq8), or a shortlist by a code of "
+            "them (sq4, pq, ivf). auto: by size, memory and recall."
         ),
     ] = DEFAULT.index,
     index_recall: Annotated[

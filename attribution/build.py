@@ -115,7 +115,7 @@ class Build:
         self._fresh: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
         self._steady: OrderedDict[str, np.ndarray] = OrderedDict()
 
-    def __reduce__(self) -> tuple[Callable[..., "Build"], tuple[Any, ...]]:
+    def remaking(self) -> tuple[Callable[..., "Build"], tuple[Any, ...]]:
         """To a worker it travels as what it is called."""
         return reopened, (*self.store.address, self.id)
 

@@ -82,12 +82,12 @@ class Ray:
         self._task = ray.remote(**options)(task)
 
     def map(self, of: Any, step: str, keys: Iterable[tuple]) -> Iterator[Any]:
-        """As `Cluster.map`; what `of` is made of travels, by its ``__reduce__``.
+        """As `Cluster.map`; what `of` is made of travels, by its ``remaking``.
 
         Raises `UserError` for a mistake that a task met, with its node, once the tasks on their
         way have ended; and for a task that was lost with its worker again and again.
         """
-        again = self.ray.put(of.__reduce__())
+        again = self.ray.put(of.remaking())
         pending: deque[Any] = deque()
         try:
             for key in keys:

@@ -140,7 +140,7 @@ class Making:
             checked(network(spec.model, data, spec.width, spec.seed, spec.preprocess), spec.lora)
         self._projected: dict[tuple[Checkpoint, int], Projected] = {}
 
-    def __reduce__(self) -> tuple[Callable[..., "Making"], tuple[Any, ...]]:
+    def remaking(self) -> tuple[Callable[..., "Making"], tuple[Any, ...]]:
         """To a worker it travels as what it is of."""
         return remade, (*self.store.address, self.spec, id_of(self.spec, self.data))
 

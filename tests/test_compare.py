@@ -239,7 +239,7 @@ def test_options_make_the_same_build(
 ) -> None:
     asked: list[BuildSpec] = []
 
-    def build(self: Engine, spec: BuildSpec, report: object) -> dict:
+    def build(self: Engine, spec: BuildSpec, report: object, cluster: object) -> dict:
         asked.append(spec)
         keys = ("build", "seconds", "bytes", "train", "test", "accuracy", "coverage")
         return dict.fromkeys(keys, "")
