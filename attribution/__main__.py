@@ -236,8 +236,8 @@ def build(
     index: Annotated[
         str,
         typer.Option(
-            help="How rows are searched: all of them (exact, half, sq8), or a shortlist by a code of "
-            "them (sq4, pq, ivf). auto: by size, memory and recall."
+            help="How rows are searched: all of them (exact, half, sq8), or a shortlist by a code "
+            "(sq4, pq, ivf). auto: by size, memory and recall."
         ),
     ] = DEFAULT.index,
     index_recall: Annotated[
