@@ -444,7 +444,11 @@ def inputs(name: str, data: Dataset, images: np.ndarray, preprocess: str = "") -
     x = x[:, None] if x.dim() == 3 else x.permute(0, 3, 1, 2)
     pair = library(name) if preprocess == LIBRARY else (data.mean, data.std)
     mean, std = (torch.tensor(v)[:, None, None] for v in pair)
-    x = x.sub_(mean).div_(std.clamp_min(1e-6))  # a copy of all images less
+    std = std.clamp_min(1e-6)
+    if len(mean) == x.shape[1]:
+        x = x.sub_(mean).div_(std)  # a copy of all images less
+    else:
+        x = (x - mean) / std
     return x.expand(-1, 3, -1, -1) if name.startswith("torchvision:") and x.shape[1] == 1 else x
 
 
