@@ -305,6 +305,7 @@ class Toll:
         self.up, self.left = up, most
         self.reached, self.over = threading.Event(), threading.Event()
         self.threads: list[threading.Thread] = []
+        self.ends: list[socket.socket] = []
 
     def __enter__(self) -> "Toll":
         self.ours = socket.create_server(("127.0.0.1", 0))
@@ -315,6 +316,10 @@ class Toll:
     def __exit__(self, *_: object) -> None:
         self.over.set()
         socket.create_connection(self.ours.getsockname()).close()  # so that it looks up
+        self.threads[0].join()
+        for end in self.ends:  # a server would wait for the rest of what it was promised
+            with end, suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
         for thread in self.threads:
             thread.join()
         self.ours.close()
@@ -329,6 +334,7 @@ class Toll:
             if self.over.is_set():
                 return client.close()
             server = socket.create_connection(self.server)
+            self.ends += [client.dup(), server.dup()]
             self.start(self.carry, client, server, True)
             self.start(self.carry, server.dup(), client.dup(), False)
 
