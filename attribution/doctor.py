@@ -178,18 +178,18 @@ def work(engine: Engine) -> Iterator[Finding]:
             yield Finding(about=about, said=said, trouble=True)
             continue
         try:
-            found = engine.decisions.counts() if what == "decisions" else engine.notes.all()
+            counts = engine.decisions.counts() if what == "decisions" else {}
+            noted = engine.notes.all() if what == "notes" else {}
         except UserError as error:
             yield Finding(about=about, said=str(error), trouble=True)
             continue
         if what == "decisions":
-            count = sum(engine.decisions.counts().values())
-            yield Finding(about=about, said=f"{count:,} decisions, whole.")
-            if unknown := found.keys() - engine.known_data():
+            yield Finding(about=about, said=f"{sum(counts.values()):,} decisions, whole.")
+            if unknown := counts.keys() - engine.known_data():
                 said = f"Decisions on data that is not in this cache: {', '.join(sorted(unknown))}."
                 yield Finding(about=about, said=said)
         else:
             builds = {b.manifest["id"] for b in engine.store.all("build")}
-            gone = f", {len(found.keys() - builds)} of them on builds that are gone"
-            said = f"Names and notes on {len(found):,} builds{gone * bool(found.keys() - builds)}."
+            gone = f", {len(noted.keys() - builds)} of them on builds that are gone"
+            said = f"Names and notes on {len(noted):,} builds{gone * bool(noted.keys() - builds)}."
             yield Finding(about=about, said=said)

@@ -420,10 +420,6 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or "no text").splitlines()[0]
 
 
-def channels_of(data: Dataset) -> int:
-    return data.train.images.shape[3] if data.train.images.ndim == 4 else 1
-
-
 LIBRARY = "library"  # the preprocessing that a library's own weights were trained with
 
 

@@ -149,7 +149,7 @@ def test_what_was_made_without_the_remote_is_put_there_when_it_is_made_again(tmp
 
 def test_what_was_read_of_this_machines_folders_stays_here(tmp_path, s3, url):
     store = at(tmp_path, url)
-    store.make("reading", NAME, fill, {"place": "/home/ali"})
+    store.make("reading", NAME, fill, {"place": "/pictures"})
     assert store.has("reading", NAME) and len(store.all("reading")) == 1
     assert not s3.exists(url)
 
