@@ -62,7 +62,7 @@ app: $(VENV)/installed
 	@$(RUN) -m attribution app --port $(PORT) $(if $(filter 0 no false,$(OPEN)),--no-browser)
 
 test: $(VENV)/installed-dev
-	@$(RUN) -m pytest
+	@$(RUN) -m pytest --numprocesses 2 --dist loadfile
 
 check: $(VENV)/installed-dev
 	@echo "Lint (ruff check)"

@@ -18,6 +18,7 @@ from starlette.middleware import Middleware
 from streamlit import config
 from streamlit.runtime.pages_manager import PagesManager
 from streamlit.runtime.scriptrunner import get_script_run_ctx
+from threadpoolctl import threadpool_limits
 
 from attribution.archives import LIMITS
 from attribution.records import UserError
@@ -57,6 +58,8 @@ FOCUS = "<style>header a:focus-visible { outline: 2px solid #5870ee; outline-off
 SETTINGS = {
     "browser.gatherUsageStats": False,
     "runner.postScriptGC": False,
+    # No page needs it, and Python 3.11 may fail to read two syntax trees in two threads.
+    "runner.magicEnabled": False,
     "client.showErrorDetails": "none",
     "client.toolbarMode": "minimal",
     "server.fileWatcherType": "none",
@@ -130,8 +133,18 @@ def warm() -> None:
     gc.freeze()
 
 
+def one_thread_each() -> None:
+    """Let a session's arithmetic run on the thread that its page has.
+
+    BLAS would start one for each core and have them wait for each other: an answer took eight times
+    as long on two cores, and more with every session.
+    """
+    threadpool_limits(1, "blas")
+
+
 @asynccontextmanager
 async def lifespan(_: st.App):
+    one_thread_each()
     threading.Thread(target=warm, daemon=True).start()
     yield
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -73,6 +74,7 @@ Workspace = Annotated[
     Path | None, typer.Option(help="Folder of decisions.sqlite; the cache's parent if left out.")
 ]
 CACHE = Path("cache")
+LEFT = re.compile(r"\.(\d+)(\.before)?\.unfinished")  # how a file ends that is being written
 DEFAULT = BuildSpec()
 BLANK = ReadSpec()
 Size = Annotated[
@@ -230,14 +232,21 @@ def build(
     relative: Annotated[
         bool, typer.Option("--relative", help="Divide by the root of self-influence (RelatIF).")
     ] = False,
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="Of forward and backward passes: float32, or bfloat16, which is faster where the "
+            "processor has AMX."
+        ),
+    ] = DEFAULT.features.precision,
     index_dims: Annotated[
         int, typer.Option(help="Dimensions of the compressed index.")
     ] = DEFAULT.index_dims,
     index: Annotated[
         str,
         typer.Option(
-            help="How rows are searched: all of them (exact, half, sq8), or a shortlist by a code "
-            "(sq4, pq, ivf). auto: by size, memory and recall."
+            help="How rows are searched: all of them (exact, half, sq8, sq6), or a shortlist by a "
+            "code (sq4, pq, ivf). auto: by size, memory and recall."
         ),
     ] = DEFAULT.index,
     index_recall: Annotated[
@@ -248,10 +257,26 @@ def build(
         float, typer.Option(help="GB of memory that the codes of rows may take.")
     ] = DEFAULT.index_memory,
     epochs: Annotated[int, typer.Option(help="Training epochs.")] = DEFAULT.epochs,
-    learning_rate: Annotated[float, typer.Option(help="Of training.")] = DEFAULT.rate,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(help="Of training, at its start. Left out: 0.05 for resnet9, else 0.01."),
+    ] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            help="How it goes on: constant, or linear: down to zero. Left out: linear for resnet9."
+        ),
+    ] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(help="Of training. Left out: 0.0005 for resnet9, else 0.")
+    ] = None,
     batch: Annotated[int, typer.Option(help="Images a step of training.")] = DEFAULT.batch_size,
     width: Annotated[float, typer.Option(help="Factor on the layers' widths.")] = DEFAULT.width,
     seed: Annotated[int, typer.Option(help="Seed of the networks.")] = DEFAULT.seed,
+    threads: Annotated[
+        int,
+        typer.Option(help="Threads to compute on; 0: as OMP_NUM_THREADS says, else one a core."),
+    ] = 0,
     estimate: Annotated[
         bool,
         typer.Option("--estimate", help="Only say what it will take: seconds and bytes, measured."),
@@ -282,8 +307,12 @@ def build(
     or blocks of the kernel. Any of these counts adds to what the strategy has.
     """
     known("strategy", strategy, strategies.STRATEGIES, "--strategy")
+    from . import jobs
     from .rows import told
 
+    within([("--threads", threads, 0, 1024)])
+    if threads:
+        jobs.bound(threads)
     axes = strategies.axes(
         strategy,
         {
@@ -295,6 +324,9 @@ def build(
             "blocks": blocks,
         },
     )
+    said = {"rate": learning_rate, "schedule": schedule, "decay": weight_decay}
+    training = strategies.usual_training(model)
+    training |= {name: value for name, value in said.items() if value is not None}
     given = list(checkpoint or ())
     if q is None:
         q = strategies.usual_q(axes["forward_only"], watched=not (given or train))
@@ -317,7 +349,7 @@ def build(
         preprocess=preprocess or ("library" if pretrained else ""),
         train=train,
         epochs=epochs,
-        rate=learning_rate,
+        **training,
         batch_size=batch,
         strategy=strategy,
         models=models if models is not None else len(given) or DEFAULT.models,
@@ -334,7 +366,7 @@ def build(
             share=lora_share,
         ),
         **axes,
-        features=FeatureSpec(basis=basis, **parsed_dims(dims), seed=0),
+        features=FeatureSpec(basis=basis, **parsed_dims(dims), seed=0, precision=precision),
         estimator=EstimatorSpec(
             name=estimator, damping=damping, q=q, q_power=q_power, relative=relative
         ),
@@ -362,13 +394,16 @@ def build(
         finish(state="done", build=summary["build"])
     if as_json:
         keys = ("build", "seconds", "bytes", "train", "test", "accuracy", "coverage")
-        found = {k: summary[k] for k in keys} | {"search": summary.get("search", {})}
+        found = {k: summary[k] for k in keys}
+        found |= {"threads": summary.get("threads"), "search": summary.get("search", {})}
         return show_json(found | {"already_done": already})
     if already:
         out.print(f"Build {summary['build']} was already done: nothing to do.")
         return None
     stages = {name: value for name, value in summary["seconds"].items() if name != "query"}
     parts = ", ".join(f"{name} {value:.1f} s" for name, value in stages.items())
+    count = summary["threads"]
+    parts += f"; {count} thread{'s' if count > 1 else ''}"
     accuracy = summary["accuracy"]
     right = "test images without labels" if accuracy is None else f"test accuracy {accuracy:.3f}"
     out.print(
@@ -1623,6 +1658,7 @@ def write_whole(path: Path, content: bytes | Iterable[bytes | memoryview]) -> No
     """Write a file the user asked for: all of it, or the one that was there stays."""
     temporary = beside(path)
     with written(path, "a file"):
+        swept(path)
         try:
             with temporary.open("wb") as file:
                 file.writelines([content] if isinstance(content, bytes) else content)
@@ -1636,6 +1672,7 @@ def write_folder(path: Path, files: Iterable[tuple[str, bytes]]) -> None:
     path = path.resolve()  # a link stays one
     temporary, before = beside(path), beside(path, ".before")
     with written(path, "a folder"):
+        swept(path)
         try:
             temporary.mkdir()
             for name, content in files:
@@ -1659,7 +1696,23 @@ def write_folder(path: Path, files: Iterable[tuple[str, bytes]]) -> None:
 
 def beside(path: Path, end: str = "") -> Path:
     """Where to write what then becomes `path`."""
-    return path.with_name(f".{path.name}.{os.getpid()}{end}")
+    return path.with_name(f".{path.name}.{os.getpid()}{end}.unfinished")
+
+
+def swept(path: Path) -> None:
+    """Remove what writers of `path` left that were killed; what one had put aside goes back."""
+    from .jobs import began
+
+    for left in path.parent.glob(".*.unfinished"):
+        owner = LEFT.fullmatch(left.name.removeprefix(f".{path.name}"))
+        if owner is None or (int(owner[1]) != os.getpid() and began(int(owner[1])) is not None):
+            continue  # of another file, or still being written
+        if owner[2] and not path.exists():
+            left.rename(path)
+        elif left.is_dir():
+            shutil.rmtree(left)
+        else:
+            left.unlink()
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from functools import partial
 from io import SEEK_END, BufferedIOBase
 from lzma import LZMAError
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, TypeVar
 
 from filelock import FileLock
 
@@ -39,6 +39,7 @@ KEPT = (*ENDINGS, ".parquet", ".csv", ".tsv", ".json")
 NESTED = (*KINDS, ".7z", ".rar", ".gz", ".bz2", ".xz", ".zst")
 TOLD = ".unpacked.json"  # hidden, so that no source takes it for data
 HEADER = 2**20  # bytes between two files of a .tar
+ENDS = 8  # times that the end of a whole .tar may be met
 ENTRY = 256  # bytes of a .zip's directory for each file
 CHUNK = 2**20
 DEEPEST = 20  # folders in each other
@@ -49,6 +50,8 @@ BROKEN = (
     zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, LZMAError, struct.error,
     EOFError, ValueError, OverflowError, RuntimeError,
 )  # fmt: skip
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -201,7 +204,7 @@ def filled(
     most = min(limits.unpacked, max(limits.small, limits.ratio * size))
     passed: Counter[str] = Counter()
     count = written = 0
-    for one in inside(archive, shown, most, limits.files):
+    for one in unspoilt(inside(archive, shown, most, limits.files)):
         count += 1
         if count > limits.files:
             raise Refused(f"holds more than {limits.files:,} files")
@@ -252,13 +255,19 @@ def copied(one: Inside, path: Path, room: int, passed: Counter[str]) -> int:
         passed["files by names that cannot be"] += 1
         return 0
     count = 0
-    with file, one.opened() as source:
-        while chunk := source.read(CHUNK):
+    with file:
+        for chunk in unspoilt(chunks(one)):
             count += len(chunk)
             if count > room:
                 raise Refused("unpacks to far more than its size, or than is allowed")
             file.write(chunk)
     return count
+
+
+def chunks(one: Inside) -> Iterator[bytes]:
+    with one.opened() as source:
+        while chunk := source.read(CHUNK):
+            yield chunk
 
 
 def lifted(whole: Path) -> Path:
@@ -289,6 +298,18 @@ def inside(archive: BufferedIOBase, shown: str, most: int, files: int) -> Iterat
     raise Refused("is no archive of a kind that is known here")
 
 
+def unspoilt(some: Iterator[T]) -> Iterator[T]:
+    """The same. Raises EOFError for what is the archive's fault and not that of a disk."""
+    while True:
+        try:
+            one = next(some)
+        except StopIteration:
+            return
+        except (OSError, MemoryError) as error:
+            raise EOFError(said(error)) from error
+        yield one
+
+
 class Careful:
     """A file that does not read more at once than a .zip of so many files has as its directory."""
 
@@ -311,7 +332,8 @@ def in_zip(archive: BufferedIOBase, files: int) -> Iterator[Inside]:
                 raise Refused("is locked by a password")
             kind = (one.external_attr >> 28) & 0xF  # of a Unix file; 0 where it was made elsewhere
             link = one.create_system == 3 and kind not in (0, 8)
-            why = FOLDER if one.is_dir() else LINK if link else ""
+            # Not `is_dir`, which fails for a file without a name.
+            why = FOLDER if one.filename.endswith("/") else LINK if link else ""
             yield Inside(one.filename, why, partial(opened.open, one))
 
 
@@ -323,11 +345,15 @@ class Metered:
         self.count = 0
         self.allowed = HEADER
         self.last = b""  # what was read last
+        self.ends = 0  # how often nothing was left
 
     def read(self, count: int) -> bytes:
         chunk = self.file.read(min(count, self.most + 1))
         self.count += len(chunk)
         self.last = chunk or self.last
+        self.ends += not chunk
+        if self.ends > ENDS:  # tarfile asks on, for as long a file as a header said
+            raise EOFError("it ends too early")
         if self.count > min(self.allowed, self.most):
             raise Refused("unpacks to far more than its size, or than is allowed")
         return chunk

@@ -42,6 +42,7 @@ from .records import (
     UserError,
     content_id,
     known,
+    natural,
     silent,
 )
 from .rows import opened, told
@@ -111,6 +112,7 @@ class Build:
         )
         self._row_of = {pair: row for row, pair in enumerate(pairs)}
         self._suspects: tuple[str, pd.DataFrame] | None = None
+        self._suspecting = threading.Lock()
         self._lock = threading.Lock()
         self._fresh: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
         self._steady: OrderedDict[str, np.ndarray] = OrderedDict()
@@ -161,9 +163,10 @@ class Build:
             return "Nothing is trained again: the build was made with --train none."
         if not self.spec.weights or run.train:
             return ""
+        falling = " that falls to zero" if run.schedule == "linear" else ""
         return (
             f"Networks are trained again by our recipe ({run.epochs} epochs of SGD at a learning "
-            f"rate of {run.learning_rate:g}, batches of {run.batch}), not by yours; "
+            f"rate of {run.learning_rate:g}{falling}, batches of {run.batch}), not by yours; "
             "--train FILE.py:FUNCTION names yours."
         )
 
@@ -504,13 +507,14 @@ class Build:
         return self.tests().assign(steady=count_T).sort_values("steady", kind="stable")
 
     def _answer(self, u_Md: np.ndarray, test_id: int, target: int, k: int) -> Answer:
+        strongest_k, against_k = self.compressed.both(u_Md, k)
         return Answer(
             test_id=test_id,
             label=int(self.test_labels_T[test_id]) if self.labelled else None,
             predicted=int(self.predicted_T[test_id]),
             target=target,
-            proponents=self._hits(u_Md, self.compressed.search(u_Md, k)),
-            opponents=self._hits(u_Md, self.compressed.search(u_Md, k, opponents=True)),
+            proponents=self._hits(u_Md, strongest_k),
+            opponents=self._hits(u_Md, against_k),
             noise=self.noise,
         )
 
@@ -555,14 +559,14 @@ class Build:
         By one signal alone where `by` names it (training, masks, ...). Raises `UserError` for one
         that is unknown, or that needs `Engine.folds` first.
         """
-        made = self._unseen()
-        name = made.manifest["id"] if made else ""
-        if self._suspects is None or self._suspects[0] != name:
-            self._suspects = (
-                name,
-                suspects(self.train_ids, self.train_labels_N, self.evidence(), self.classes),
-            )
-        frame = self._suspects[1]
+        name = self.evidence_id
+        with self._suspecting:  # once, however many sessions ask at the same time
+            if self._suspects is None or self._suspects[0] != name:
+                self._suspects = (
+                    name,
+                    suspects(self.train_ids, self.train_labels_N, self.evidence(), self.classes),
+                )
+            frame = self._suspects[1]
         if not by:
             return frame
         known("signal", by, tuple(n.removeprefix("signal_") for n in SIGNALS), "--by")
@@ -694,9 +698,23 @@ class Build:
         """The networks that leave a fold out which are this build's."""
         return FoldsSpec(run=replace(self.recipe, seed=0, snapshots=0))
 
+    @property
+    def evidence_id(self) -> str:
+        """What `mislabels` goes by beside the build: the id of its folds, "" before there are any.
+
+        What is kept of it has to be made anew when this changes.
+        """
+        made = self._unseen()
+        return made.manifest["id"] if made else ""
+
+    @cached_property
+    def _folds_id(self) -> str:
+        return folds_id(self.folds_spec)
+
     def _unseen(self) -> Artifact | None:
-        name = folds_id(self.folds_spec)
-        return self.store.find("folds", name) if self.store.has("folds", name) else None
+        name = self._folds_id
+        made = self.store.find("folds", name)  # or that it is damaged, which `has` does not tell
+        return made if self.store.has("folds", name) else None
 
     def known(self, by: str = "") -> dict[str, object] | None:
         """How well `mislabels` finds the flipped labels, or None where no truth is kept."""
@@ -819,7 +837,8 @@ class Build:
         wanted, half = text.strip().casefold(), self._half(split)
         names = half.paths or half.ids
         if wanted.isdecimal():
-            return [n for n in (int(wanted[:18]),) if n < len(names)]
+            number = natural(wanted)
+            return [number] if number is not None and number < len(names) else []
         return [n for n, name in enumerate(names) if wanted in name.casefold()]
 
     def attempt(
@@ -839,12 +858,13 @@ class Build:
             predicted = int(probs_C.argmax())
             asked = predicted if target == "predicted" else self.class_named(target)
             u_Md = self._squeezed(Examples(x_1, key_1, torch.tensor([asked])), report)
+        strongest_k, against_k = self.compressed.both(u_Md, k)
         return Tried(
             probs=tuple(map(float, probs_C)),
             predicted=predicted,
             target=asked,
-            proponents=self._hits(u_Md, self.compressed.search(u_Md, k)),
-            opponents=self._hits(u_Md, self.compressed.search(u_Md, k, opponents=True)),
+            proponents=self._hits(u_Md, strongest_k),
+            opponents=self._hits(u_Md, against_k),
             noise=self.noise,
         )
 
@@ -936,8 +956,9 @@ class Build:
         """The class of that name or number. Raises `UserError` where there is none."""
         if target in self.classes:
             return self.classes.index(target)
-        if target.isdecimal() and int(target) < len(self.classes):
-            return int(target)
+        number = natural(target)
+        if number is not None and number < len(self.classes):
+            return number
         raise UserError(
             found=f"target {target!r}",
             wanted=f"label, predicted or a class ({', '.join(self.classes[:20])})",
@@ -963,11 +984,13 @@ class Build:
 
 def recalled(kept: OrderedDict[str, Kept], name: str, make: Callable[[], Kept]) -> Kept:
     """What `make` gives, remembered under a content id."""
-    if name not in kept:
-        kept[name] = make()
-        while len(kept) > 100:
-            kept.popitem(last=False)
-    return kept[name]
+    try:
+        return kept[name]
+    except KeyError:  # or another thread put it away just now
+        found = kept[name] = make()
+    while len(kept) > 100:
+        kept.popitem(last=False)
+    return found
 
 
 def visible(names: Iterable[str]) -> tuple[str, ...]:

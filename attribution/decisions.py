@@ -4,8 +4,13 @@ Nothing is ever changed or removed. An undo is an event that names the decision 
 redo one that names it again; the decisions in force are a fold over the log. The file is opened
 anew for each act, so that several pages, processes and reviewers can use one; what was read of it
 is kept, as it never changes, and only newer events are read.
+
+SQLite has no checksums of what is in its pages, so each event has one of its own, its seal, and
+they are numbered without a gap. Both are verified when an event is first read.
 """
 
+import hashlib
+import json
 import secrets
 import sqlite3
 import threading
@@ -19,7 +24,7 @@ from typing import get_args
 
 from .records import Decision, UserError, Verdict, known
 
-VERSION = 1  # of the file: `PRAGMA user_version`
+VERSION = 2  # of the file: `PRAGMA user_version`
 TABLE = """
 CREATE TABLE IF NOT EXISTS events (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -40,13 +45,19 @@ STEPS = (  # from each version of the file to the next
         "ALTER TABLE events ADD COLUMN batch TEXT NOT NULL DEFAULT ''",
         "ALTER TABLE events ADD COLUMN settles INTEGER NOT NULL DEFAULT 0",
     ),
+    (
+        "ALTER TABLE events ADD COLUMN seal TEXT NOT NULL DEFAULT ''",
+        "UPDATE events SET seal = seal(act, of, seq, data_id, example_id, verdict, label, reviewer,"
+        " time, build_id, evidence, batch, settles)",
+    ),
 )
 PATIENCE = 30  # seconds to wait for other writers
 COLUMNS = (
     "seq, data_id, example_id, verdict, label, reviewer, time, build_id, evidence, batch, settles"
 )
-EVENTS = f"SELECT act, of, {COLUMNS} FROM events"
-NUMBER = 2  # of an event, its place in a row of `EVENTS`
+EVENTS = f"SELECT act, of, {COLUMNS}, seal FROM events"
+NUMBER, OF_DATA, SEAL = 2, 3, -1  # of an event, their places in a row of `EVENTS`
+ACCEPTED = "accepted"  # the seal of an event that a person took as it stood
 UNSURE = "unsure"  # looked at and left open: it decides nothing about the label
 
 
@@ -106,7 +117,7 @@ class Fold:
         """Take in the next events, rows of `EVENTS`."""
         touched = set()
         for row in rows:
-            act, of, *rest = row
+            act, of, *rest, _ = row
             made = _decision(rest)
             about = self._about.setdefault(made.example_id, {})
             taken = self.undone.setdefault(made.reviewer, {})
@@ -168,6 +179,8 @@ class Decisions:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._folds: dict[str, Fold] = {}  # by data set
+        self._last: tuple = ()  # the newest event that was read, of any data
+        self._seen = False  # whether there was a file
         self._lock = threading.Lock()  # of the folds; never waited for by who holds it
 
     def decide(
@@ -227,7 +240,7 @@ class Decisions:
         """Take back the reviewer's newest act that stands; empty where there is none."""
         with self._open(write=True) as db:
             with self._lock:
-                acts = self._fold(db, data_id).standing.acts
+                acts = self._read(db, data_id).standing.acts
             mine = [d for d in acts if d.reviewer == reviewer]
             return tuple(self._append(db, "undo", d) for d in last_act(mine))
 
@@ -235,20 +248,20 @@ class Decisions:
         """Put back the newest act that the reviewer took back since their last new one."""
         with self._open(write=True) as db:
             with self._lock:
-                undone = list(self._fold(db, data_id).undone.get(reviewer, {}).values())
+                undone = list(self._read(db, data_id).undone.get(reviewer, {}).values())
             return tuple(self._append(db, "redo", d) for d in last_act(undone))
 
     def standing(self, data_id: str) -> Standing:
         """What stands, unsure ones and what reviewers disagree on included."""
-        if not self.path.exists():
+        if self._none_yet():
             return Standing()
         # The lock first: a reader that began before what is known would have to begin anew.
         with self._lock, self._open() as db:
-            return self._fold(db, data_id).standing
+            return self._read(db, data_id).standing
 
     def newest(self, data_id: str) -> int:
         """Number of the newest event, by which a reader sees whether something happened."""
-        if not self.path.exists():
+        if self._none_yet():
             return 0
         with self._open() as db:
             return newest(db, data_id)
@@ -259,9 +272,10 @@ class Decisions:
 
     def history(self, data_id: str) -> list[Decision]:
         """Every decision ever made, oldest first, those taken back included."""
-        if not self.path.exists():
+        if self._none_yet():
             return []
-        with self._open() as db:
+        with self._lock, self._open() as db:
+            self._read(db, data_id)
             rows = db.execute(
                 f"SELECT {COLUMNS} FROM events WHERE act = 'decide' AND data_id = ? ORDER BY seq",
                 (data_id,),
@@ -270,51 +284,89 @@ class Decisions:
 
     def counts(self) -> dict[str, int]:
         """How many decisions were ever made, for each data set (or test half) by its id."""
-        if not self.path.exists():
+        if self._none_yet():
             return {}
-        with self._open() as db:
+        with self._lock, self._open() as db:
+            self._read(db, "")
             return dict(
                 db.execute(
                     "SELECT data_id, count(*) FROM events WHERE act = 'decide' GROUP BY data_id"
                 ).fetchall()
             )
 
-    def _fold(self, db: sqlite3.Connection, data_id: str) -> Fold:
-        """The log up to the newest event of this transaction. The lock is held.
+    def _read(self, db: sqlite3.Connection, data_id: str) -> Fold:
+        """The log up to the newest event of this transaction, verified. The lock is held.
 
         What was read before is read again where the file is not the one it was read from, or has
         been put back to an earlier state: then the newest event known is not in it.
         """
-        fold = self._folds.setdefault(data_id, Fold())
-        if fold.last:
-            same = db.execute(f"{EVENTS} WHERE seq = ?", (fold.last[NUMBER],)).fetchone()
-            if same != fold.last:
-                fold = self._folds[data_id] = Fold()
-        after = fold.last[NUMBER] if fold.last else 0
+        if self._last:
+            same = db.execute(f"{EVENTS} WHERE seq = ?", (self._last[NUMBER],)).fetchone()
+            if same != self._last:
+                self._folds, self._last = {}, ()
+        after = self._last[NUMBER] if self._last else 0
+        rows = db.execute(f"{EVENTS} WHERE seq > ? ORDER BY seq", (after,)).fetchall()
+        self._verify(rows, after, written(db))
+        some: dict[str, list[tuple]] = {}
+        for row in rows:
+            some.setdefault(row[OF_DATA], []).append(row)
         try:
-            fold.take(
-                db.execute(
-                    f"{EVENTS} WHERE data_id = ? AND seq > ? ORDER BY seq", (data_id, after)
-                ).fetchall()
-            )
+            for name, newer in some.items():
+                self._folds.setdefault(name, Fold()).take(newer)
         except BaseException:
-            del self._folds[data_id]  # half taken in
+            self._folds, self._last = {}, ()  # half taken in
             raise
-        return fold
+        self._last = rows[-1] if rows else self._last
+        return self._folds.setdefault(data_id, Fold())
+
+    def _verify(self, rows: Sequence[tuple], after: int, last: int) -> None:
+        """Raise `UserError` unless these are the events from `after` to `last`, as written."""
+        found = [row[NUMBER] for row in rows]
+        if found != list(range(after + 1, last + 1)):
+            gone = sorted(set(range(after + 1, last + 1)) - set(found)) or [last]
+            raise self._damaged(f"event {gone[0]} is missing", "")
+        for row in rows:
+            if row[SEAL] not in (sealed(*row[:SEAL]), ACCEPTED):
+                n = row[NUMBER]
+                accept = f"UPDATE events SET seal = '{ACCEPTED}' WHERE seq = {n}"
+                raise self._damaged(
+                    f"event {n} is not what was written",
+                    f', or take it as it stands with `sqlite3 {self.path} "{accept}"`',
+                )
+
+    def _damaged(self, how: str, otherwise: str) -> UserError:
+        return UserError(
+            found=f"the decisions {self.path} are damaged ({how})",
+            wanted="every event as it was written",
+            next_step=f"put back a copy of that file{otherwise}",
+        )
+
+    def _none_yet(self) -> bool:
+        """Whether there is no file yet. Raises `UserError` where there was one."""
+        if self.path.exists():
+            return False
+        if self._seen:  # to begin afresh would part the log in two once the old one is back
+            raise UserError(
+                found=f"the decisions {self.path} have gone",
+                wanted="the file that was there",
+                next_step="bring it back (a disk that is not mounted?), or start the program "
+                "again to begin afresh",
+            )
+        return True
 
     def _append(self, db: sqlite3.Connection, act: str, about: Decision) -> Decision:
         """Append an event; a decision comes back with the number it got."""
-        values = asdict(about)
-        del values["seq"]
+        number = written(db) + 1
+        values = asdict(about) | {"seq": number, "settles": int(about.settles)}
         if act != "decide":  # when it was taken back or put back
             values["time"] = now()
         values |= {"act": act, "of": None if act == "decide" else about.seq}
-        names = ", ".join(values)
-        marks = ", ".join("?" * len(values))
-        cursor = db.execute(
-            f"INSERT INTO events ({names}) VALUES ({marks})", tuple(values.values())
+        row = [values[name] for name in ("act", "of", *COLUMNS.split(", "))]
+        marks = ", ".join("?" * (len(row) + 1))
+        db.execute(
+            f"INSERT INTO events (act, of, {COLUMNS}, seal) VALUES ({marks})", (*row, sealed(*row))
         )
-        return replace(about, seq=cursor.lastrowid or 0) if act == "decide" else about
+        return replace(about, seq=number) if act == "decide" else about
 
     def _begun(self, write: bool) -> sqlite3.Connection:
         """A connection inside a transaction.
@@ -336,7 +388,7 @@ class Decisions:
                 if not busy(error) or time.monotonic() > until:
                     raise
                 time.sleep(0.01)
-            except (sqlite3.Error, UserError):
+            except BaseException:
                 db.close()
                 raise
 
@@ -353,6 +405,7 @@ class Decisions:
                 next_step="update the program, or choose another folder with --workspace",
             )
         db.execute(TABLE)
+        db.create_function("seal", -1, sealed, deterministic=True)
         for statement in (s for step in STEPS[had:] for s in step):
             db.execute(statement)
         db.execute(f"PRAGMA user_version = {VERSION}")
@@ -362,16 +415,19 @@ class Decisions:
     def _open(self, write: bool = False) -> Iterator[sqlite3.Connection]:
         """A connection in write-ahead mode, inside one transaction, flushed to disk at its end."""
         try:
+            self._none_yet()
             self.path.parent.mkdir(parents=True, exist_ok=True)
             db = self._begun(write)
+            self._seen = True
             try:
                 yield db
                 db.execute("COMMIT")
             finally:
                 db.close()
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, UnicodeError) as error:  # of damaged text, the last
+            why = " ".join(str(error).split())  # SQLite quotes a damaged table's whole definition
             raise UserError(
-                found=f"the decisions {self.path} cannot be used ({error})",
+                found=f"the decisions {self.path} cannot be used ({why[:200]})",
                 wanted="a readable and writable file with room on its disk",
                 next_step="mend that, or choose another folder with --workspace",
             ) from error
@@ -387,8 +443,8 @@ def integrity(path: Path) -> str:
             (found,) = db.execute("PRAGMA integrity_check(1)").fetchone()
         finally:
             db.close()
-    except sqlite3.Error as error:
-        return str(error)
+    except (sqlite3.Error, UnicodeError) as error:
+        return " ".join(str(error).split())[:200]
     return "" if found == "ok" else " ".join(found.split())
 
 
@@ -408,6 +464,23 @@ def last_act(some: list[Decision]) -> list[Decision]:
     if not some or not some[-1].batch:
         return some[-1:]
     return [d for d in some if d.batch == some[-1].batch]
+
+
+def sealed(*values: object) -> str | None:
+    """The checksum of an event, of all that `EVENTS` selects but itself.
+
+    None for one that holds what no event has, bytes.
+    """
+    try:
+        return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
+    except TypeError:
+        return None
+
+
+def written(db: sqlite3.Connection, table: str = "events") -> int:
+    """Number of the newest row that was ever written, by SQLite's own account."""
+    found = db.execute("SELECT seq FROM sqlite_sequence WHERE name = ?", (table,)).fetchone()
+    return found[0] if found else 0
 
 
 def newest(db: sqlite3.Connection, data_id: str) -> int:

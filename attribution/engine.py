@@ -83,6 +83,7 @@ class Engine:
         self.decisions = Decisions(self.workspace / "decisions.sqlite")
         self.notes = Notes(self.workspace / "notes.sqlite")
         self._opened: OrderedDict[str, Build] = OrderedDict()
+        self._opening: dict[str, threading.Lock] = {}  # those on their way
         self._tops: OrderedDict[str, np.ndarray] = OrderedDict()
         self._variances: OrderedDict[str, Variance | None] = OrderedDict()
         self._halves: OrderedDict[str, testlabels.Half] = OrderedDict()
@@ -189,19 +190,32 @@ class Engine:
         with self._lock:
             if not self.store.has("build", build_id):  # another process may have deleted it
                 self._opened.pop(build_id, None)
-            if build_id not in self._opened:
-                artifact = self.store.find("build", build_id) if is_id(build_id) else None
-                if artifact is None:
-                    ids = tuple(b["build"] for b in self.builds())
-                    raise UserError(
-                        found=f"no build {build_id!r} in {self.cache}",
-                        wanted=f"one of {', '.join(ids)}" if ids else "a finished build",
-                        next_step="run `python -m attribution list`, or `build` to make one",
-                    )
-                self._opened[build_id] = Build(self.store, artifact)
-                while len(self._opened) > OPEN:
-                    self._opened.popitem(last=False)
-            return self._opened[build_id]
+            if build_id in self._opened:
+                self._opened.move_to_end(build_id)
+                return self._opened[build_id]
+            opening = self._opening.setdefault(build_id, threading.Lock())
+        with opening:  # who wants another one does not wait for it
+            try:
+                made = self._opened.get(build_id) or self._read(build_id)
+                with self._lock:
+                    self._opened[build_id] = made
+                    while len(self._opened) > OPEN:
+                        self._opened.popitem(last=False)
+                return made
+            finally:
+                with self._lock:
+                    self._opening.pop(build_id, None)
+
+    def _read(self, build_id: str) -> Build:
+        artifact = self.store.find("build", build_id)
+        if artifact is None:
+            ids = tuple(b["build"] for b in self.builds())
+            raise UserError(
+                found=f"no build {build_id!r} in {self.cache}",
+                wanted=f"one of {', '.join(ids)}" if ids else "a finished build",
+                next_step="run `python -m attribution list`, or `build` to make one",
+            )
+        return Build(self.store, artifact)
 
     def read(self, text: str, spec: ReadSpec | None = None, report: Report = silent) -> DataSpec:
         """The data set that `text` names, for a `BuildSpec`: by name, or a person's own files.
@@ -308,6 +322,7 @@ class Engine:
         data = dataset(self.store, spec.data, report)
         build_id = id_of(spec, data)
         if found := self._whole(build_id):
+            self._voted(found, report, cluster)
             self._share(found)
             return dict(found.manifest["summary"])
         making = Making(self.store, spec, data, report, cluster)
@@ -321,6 +336,15 @@ class Engine:
         Build(self.store, artifact).votes(report, cluster)
         self._share(artifact)
         return dict(artifact.manifest["summary"])
+
+    def _voted(self, build: Artifact, report: Report, cluster: Cluster) -> None:
+        """Make the votes of a build, to which one that was killed at its end did not come."""
+        index = build.manifest["parts"]["index"]
+        made = [a for a in self.store.all("votes") if a.manifest["made_by"]["index"] in index]
+        for votes in made:
+            self.store.share("votes", votes.manifest["id"])
+        if not made and build.here:
+            Build(self.store, build).votes(report, cluster)
 
     def _share(self, build: Artifact) -> None:
         """Put on the remote what it lacks of a finished build, the build itself last."""
@@ -900,4 +924,5 @@ def row(summary: dict[str, Any], truth: Artifact, evaluation: Artifact) -> dict[
         "flops": summary["flops"],
         "bytes": summary["bytes"],
         "peak_memory": summary["peak_memory"],
+        "threads": summary.get("threads"),  # not of older builds
     }

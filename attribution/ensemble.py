@@ -25,7 +25,7 @@ from . import index as indexes
 from .adapters import fitted
 from .data import example_ids
 from .estimators import asked, q
-from .features import Block, Examples, Projected, block, projected
+from .features import Block, Examples, Projected, block, in_precision, projected
 from .gradients import frozen
 from .members import example_keys
 from .models import first_line, inputs
@@ -226,7 +226,10 @@ def indexed(
     `ridge` is what is added to each member's kernel, in place of the estimator's damping.
     """
     masked = ensemble.masks != (None,)
-    wholes = tuple(projected(n, train, features, masked) for n in ensemble.networks)
+    wholes = tuple(
+        in_precision(projected(n, train, features, masked), features.precision)
+        for n in ensemble.networks
+    )
     blocks = tuple(member_blocks(ensemble, wholes, train))
     q_N = torch.stack([q(b.margin_N) for b in blocks]).mean(0)
     exact = indexes.exact([taken(b, estimator) for b in blocks], q_N, estimator, ridge)

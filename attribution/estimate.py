@@ -29,6 +29,7 @@ from .features import (
     Examples,
     Projected,
     block,
+    in_precision,
     margins,
     projected,
 )
@@ -125,6 +126,7 @@ def probe(spec: BuildSpec, counts: Counts, fresh: nn.Module, some: Examples) -> 
         lora = replace(spec.lora, epochs=1, share=1.0)
         attributed = fitted(attributed, lora, some[slice(0, FIRST)], spec.seed)
     whole = projected(attributed, some, spec.features, bool(spec.masks))
+    whole = in_precision(whole, spec.features.precision)
     features = block(whole.view(), some[slice(0, 2)], whole.projections).phi_NK.shape[1]
     return Probe(spec, counts, some, fresh, attributed, whole, features)
 
@@ -177,6 +179,7 @@ def seconds(probe: Probe) -> dict[str, float]:
         model=spec.model,
         epochs=1,
         learning_rate=spec.rate,
+        weight_decay=spec.decay,
         batch=spec.batch_size,
     )
 

@@ -3,21 +3,31 @@
 Axes: N examples, K features, C classes.
 """
 
+import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .gradients import Projection, Site, attributed, featurize_views, frozen, margin
+from .gradients import (
+    Projection,
+    Site,
+    at_least_single,
+    attributed,
+    featurize_views,
+    frozen,
+    margin,
+)
 from .members import View, mask_sites
 from .projection import checked_sites, own_projections, random_projections
 from .records import FeatureSpec, UserError
 
 BASIS_EXAMPLES = 2048  # enough for the leading directions of every layer
 VIEWS = 8  # members that are featurized together
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # of forward and backward
 SHARD = 2**14  # training examples whose features are one artifact; their starts are multiples of 16
 
 
@@ -107,6 +117,26 @@ def projected(
     return Projected(network, mask_places, projections, left_out)
 
 
+def in_precision(whole: Projected, precision: str) -> Projected:
+    """The same network and directions, for passes in that precision; features stay float32.
+
+    Processors that multiply matrices of bfloat16 (AMX) are several times faster in it. It has
+    eight bits of mantissa, so directions are chosen, and sites checked, before.
+    """
+    if precision == "float32":
+        return whole
+    dtype = PRECISIONS[precision]
+    directions = {s: tuple(t.to(dtype) for t in some) for s, some in whole.projections.items()}
+    return replace(whole, network=copy.deepcopy(whole.network).to(dtype), projections=directions)
+
+
+def input_of(view: View, some: Examples) -> Tensor:
+    """What the view's network takes of the examples: numbers in its own precision."""
+    if not some.x_N.is_floating_point():  # tokens
+        return some.x_N
+    return some.x_N.to(next(view.network.parameters()).dtype)
+
+
 def featurized(
     views: Sequence[View],
     examples: Examples,
@@ -121,8 +151,12 @@ def featurized(
     for b in range(0, len(examples), batch):
         part = slice(b, min(b + batch, len(examples)))
         some = examples[part]
-        pairs = featurize_views(views, some.x_N, some.key_N, some.target_N, projections)
-        yield part, [Block(phi_BK, margin(f_BC, some.target_N)) for phi_BK, f_BC in pairs]
+        x_B = input_of(views[0], some)
+        pairs = featurize_views(views, x_B, some.key_N, some.target_N, projections)
+        yield (
+            part,
+            [Block(at_least_single(phi_BK), margin(f_BC, some.target_N)) for phi_BK, f_BC in pairs],
+        )
 
 
 def block(
@@ -140,7 +174,7 @@ def margins(view: View, examples: Examples) -> Tensor:
     with torch.no_grad(), frozen(view.network):
         for b in range(0, len(examples), batch):
             some = examples[slice(b, b + batch)]
-            found.append(margin(view.logits(some.x_N, some.key_N), some.target_N))
+            found.append(margin(view.logits(input_of(view, some), some.key_N), some.target_N))
     return torch.cat(found)
 
 

@@ -62,9 +62,14 @@ def margin(logits_BC: Tensor, target_B: Tensor) -> Tensor:
     A difference of log-sum-exps, because log(1 - p) is -inf in float32 once p rounds to 1, and
     confident examples are the common case.
     """
-    column_B1 = target_B[:, None]
+    logits_BC, column_B1 = at_least_single(logits_BC), target_B[:, None]
     others_BC = logits_BC.scatter(1, column_B1, -torch.inf)
     return logits_BC.gather(1, column_B1)[:, 0] - others_BC.logsumexp(1)
+
+
+def at_least_single(t: Tensor) -> Tensor:
+    """Float32 of lower precisions, others as they are."""
+    return t.to(torch.promote_types(t.dtype, torch.float32))
 
 
 def sites(network: nn.Module) -> tuple[Site, ...]:
@@ -361,7 +366,8 @@ def site_features(
 
     def take(site: Site, layer: nn.Module, kept: Tensor, g: Tensor) -> None:
         if not site.factorised:
-            phi = dense_gradient(layer, kept, g) @ projections[site][0]
+            direction = projections[site][0]
+            phi = dense_gradient(layer, kept, g).to(direction.dtype) @ direction
         else:
             A_Ik, G_Ok = projections[site]
             g_BkT = _project_gradient(layer, g, G_Ok)
@@ -540,7 +546,10 @@ def dense_gradient(layer: nn.Module, kept: Tensor, g: Tensor) -> Tensor:
     elif isinstance(layer, nn.LayerNorm):
         parts = [v.reshape(len(g), -1, layer.weight.numel()).sum(1) for v in (g * kept, g)]
     else:
-        parts = [v.flatten(2).sum(2) if v.dim() > 2 else v for v in (g * kept, g)]
+        wide = torch.promote_types(g.dtype, torch.float32)  # the mean is subtracted from the sums
+        parts = [
+            v.flatten(2).sum(2, dtype=wide) if v.dim() > 2 else v.to(wide) for v in (g * kept, g)
+        ]
     if isinstance(layer, BATCH_NORMS):
         mean, scale = _statistics(layer)
         parts[0] = (parts[0] - mean * parts[1]) * scale

@@ -234,7 +234,7 @@ def studio_entries(text: str, name: str) -> list[Entry]:
 def studio_entry(task: dict[str, Any], at: int) -> Entry:
     example_id = task["data"].get("example_id")
     if not isinstance(example_id, str):
-        return Entry(example_id=f"task {task.get('id', at + 1)}")
+        return Entry(example_id=f"task {worded(task.get('id')) or at + 1}")
     made = [
         one
         for one in listed(task.get("annotations"))
@@ -244,7 +244,7 @@ def studio_entry(task: dict[str, Any], at: int) -> Entry:
         return Entry(example_id=example_id)
     newest = sorted(made, key=when)[-1]
     chosen = [
-        (one.get("from_name"), str(choice))
+        (one.get("from_name"), worded(choice))
         for one in listed(newest.get("result"))
         if isinstance(one, dict) and isinstance(one.get("value"), dict)
         for choice in listed(one["value"].get("choices"))
@@ -266,11 +266,16 @@ def studio_user(annotation: dict[str, Any], data: dict[str, Any]) -> str:
         user = user.get("email") or user.get("username") or user.get("id")
     elif isinstance(user, int):
         user = f"Label Studio user {user}"
-    return str(user or data.get("reviewer") or "")
+    return worded(user) or worded(data.get("reviewer"))
 
 
 def when(annotation: dict[str, Any]) -> str:
-    return str(annotation.get("updated_at") or annotation.get("created_at") or "")
+    return worded(annotation.get("updated_at") or annotation.get("created_at"))
+
+
+def worded(value: object) -> str:
+    """Text or a number as text; nothing for what is neither, which may be nested very deep."""
+    return str(value) if isinstance(value, str | int | float) else ""
 
 
 def listed(value: object) -> list[Any]:

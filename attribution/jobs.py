@@ -2,7 +2,8 @@
 
 A job is the folder ``jobs/<id>/`` of the cache: ``request.json`` (command and options),
 ``status.json`` (written by the process as it goes), ``log.txt``. It survives the tab and the
-server. A process that died without saying so is noticed by its number and start time.
+server. A process that died without saying so is noticed by its number and start time. Pages come
+first: a job has a lower priority, and threads for all cores but one.
 """
 
 import json
@@ -33,6 +34,8 @@ COMMANDS = (
     "folds",
     "map",
 )  # that take --job
+PATIENCE = 10  # seconds that a process waits for the request it was started for
+NICE = 5  # steps of priority that a job is behind the pages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,15 +74,60 @@ def start(cache: Path, options: list[str], command: str = "build") -> str:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, found))},
+                env={
+                    **os.environ,
+                    "PYTHONPATH": os.pathsep.join(filter(None, found)),
+                    "OMP_NUM_THREADS": str(threads()),
+                },
             )
-        write(place / "process.json", {"pid": process.pid, "began": began(process.pid)})
-        # Last, because a job exists once it has a request.
-        request = {"command": command, "options": options, "created": time.time()}
-        write(place / "request.json", request)
+        behind(process.pid)
+        try:
+            write(place / "process.json", {"pid": process.pid, "began": began(process.pid)})
+            # Last, because a job exists once it has a request.
+            request = {"command": command, "options": options, "created": later(cache)}
+            write(place / "request.json", request)
+        except BaseException:  # a full disk: nobody would see it, so it must not go on
+            process.kill()
+            process.wait()
+            raise
     # Reaped when it ends, so that a finished job does not linger as a zombie that looks alive.
     threading.Thread(target=process.wait, daemon=True).start()
     return job_id
+
+
+def threads() -> int:
+    """How many a job computes on: one core is left to the pages, and a user's bound is kept."""
+    known = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return min(max(1, cores - 1), int(asked) if asked.isdecimal() and int(asked) else cores)
+
+
+def bound(count: int) -> None:
+    """Compute on `count` threads from here on, in this process and in those that it starts."""
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    from . import rows
+
+    os.environ["OMP_NUM_THREADS"] = str(count)
+    torch.set_num_threads(count)
+    rows.search_on(count)
+    threadpool_limits(count)
+
+
+def behind(pid: int) -> None:
+    """Give a process that has just begun a lower priority than this one.
+
+    Linux weighs sessions against each other before it looks at their processes, where it groups
+    them: then the priority of the session counts, which a job is the first of.
+    """
+    with suppress(OSError):  # it is over already, or may not be touched: then it runs as it is
+        lower = min(os.getpriority(os.PRIO_PROCESS, 0) + NICE, 19)
+        os.setpriority(os.PRIO_PROCESS, pid, lower)
+        group = Path(f"/proc/{pid}/autogroup")
+        if group.exists():
+            group.write_text(str(lower))
 
 
 def all_jobs(cache: Path) -> list[Job]:
@@ -89,6 +137,12 @@ def all_jobs(cache: Path) -> list[Job]:
     found = [(read(p / "request.json"), p) for p in places if (p / "request.json").exists()]
     newest = sorted(found, key=lambda pair: pair[0].get("created", 0), reverse=True)
     return [_job(place, request) for request, place in newest]
+
+
+def later(cache: Path) -> float:
+    """The time now, or a moment after the newest job's where the clock was set back since."""
+    found = [read(p).get("created", 0.0) for p in cache.glob("jobs/*/request.json")]
+    return max([time.time(), *(created + 1e-3 for created in found)])
 
 
 def _job(place: Path, request: dict[str, Any]) -> Job:
@@ -174,12 +228,15 @@ def reporter(place: Path, then: Report) -> tuple[Report, Callable[..., None]]:
     """For the process itself: a `Report` that keeps the status file, and a last word.
 
     The last word is ``finish(state="done", build=...)`` or ``finish(state="failed", error=...)``.
+    What cannot be written is left out: work is not given up for want of an account of it. Raises
+    `UserError` where whoever started the process died before the job was one.
     """
-    first = time.time()
+    requested(place)
+    first = time.monotonic()  # the clock on the wall may be set back meanwhile
     marks: dict[str, Any] = {"stage": "", "at": first, "from": 0, "written": 0.0}
 
     def report(stage: str, done: int, total: int) -> None:
-        now = time.time()
+        now = time.monotonic()
         if stage != marks["stage"]:
             marks.update(stage=stage, at=now, written=0.0)
             marks["from"] = done
@@ -189,19 +246,29 @@ def reporter(place: Path, then: Report) -> tuple[Report, Callable[..., None]]:
         marks["written"] = now
         gained = done - marks["from"]
         left = (now - marks["at"]) / gained * (total - done) if gained > 0 else None
-        status = {"stage": stage, "done": done, "total": total}
-        write(
-            place / "status.json",
-            {"state": "running", **status, "seconds": now - first, "left": left},
-        )
+        told = {"stage": stage, "done": done, "total": total, "left": left}
+        with suppress(OSError):
+            write(place / "status.json", {"state": "running", **told, "seconds": now - first})
 
     def finish(**last: str) -> None:
-        write(
-            place / "status.json",
-            {**read(place / "status.json"), "left": None, "seconds": time.time() - first, **last},
-        )
+        told = {"left": None, "seconds": time.monotonic() - first, **last}
+        with suppress(OSError):
+            write(place / "status.json", {**read(place / "status.json"), **told})
 
     return report, finish
+
+
+def requested(place: Path) -> None:
+    """Wait until a job is one, which it is a moment after its process began."""
+    until = time.monotonic() + PATIENCE
+    while not (place / "request.json").exists():
+        if time.monotonic() > until:
+            raise UserError(
+                found=f"no request of job {place.name}",
+                wanted="one, written by what started this process",
+                next_step="start it again, as what started it ended at once",
+            )
+        time.sleep(0.05)
 
 
 def alive(place: Path) -> bool:

@@ -33,6 +33,7 @@ from .data import Dataset, Split, dataset
 from .estimate import Counts, Estimate, free, scratch
 from .estimators import ESTIMATORS
 from .features import (
+    PRECISIONS,
     VIEWS,
     Block,
     Examples,
@@ -76,7 +77,7 @@ from .stored import (
     was_watched,
 )
 from .strategies import STRATEGIES
-from .train import probabilities, snapshot_epochs, train
+from .train import SCHEDULES, probabilities, snapshot_epochs, train
 
 SPREAD_QUERIES = 16  # queries on which the index's understatement of the spread is measured
 SPREAD_HITS = 16
@@ -87,8 +88,10 @@ def check(spec: BuildSpec) -> None:
     known("strategy", spec.strategy, STRATEGIES, "--strategy")
     known("estimator", spec.estimator.name, tuple(ESTIMATORS), "--estimator")
     known("basis", spec.features.basis, ("own", "random"), "--basis")
+    known("precision", spec.features.precision, tuple(PRECISIONS), "--precision")
     known("q", spec.estimator.q, ("members", "training"), "--q")
     known("kind of index", spec.index, rows.KINDS, "--index")
+    known("schedule", spec.schedule, SCHEDULES, "--schedule")
     check_name(spec.model)
     check_preprocess(spec.preprocess, spec.model)
     if spec.train != "none":
@@ -98,6 +101,7 @@ def check(spec: BuildSpec) -> None:
         ("--models", spec.models, 1, 1000),
         ("--epochs", spec.epochs, 1, 100_000),
         ("--learning-rate", spec.rate, 1e-9, 1e3),
+        ("--weight-decay", spec.decay, 0, 1e3),
         ("--batch", spec.batch_size, 2, 100_000),
         ("--damping", spec.estimator.damping, 0, 1e12),
         ("--q-power", spec.estimator.q_power, 0, 10),
@@ -205,6 +209,8 @@ class Making:
             self.kind,
             epochs=spec.epochs,
             learning_rate=spec.rate,
+            schedule=spec.schedule,
+            weight_decay=spec.decay,
             batch=spec.batch_size,
             seed=seed,
             snapshots=spec.snapshots,
@@ -723,6 +729,7 @@ class Making:
                     "queries": index.size - rows.size_of(index.manifest["files"]),
                 },
                 "search": index.manifest.get("rows", {}),
+                "threads": torch.get_num_threads(),
                 "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
                 "created": draft.created,
                 "spec": asdict(spec),

@@ -1,7 +1,8 @@
 """Names and notes that people give to builds.
 
 A person's work, so they are in the workspace and not in the cache. As with decisions nothing is
-ever changed: the newest word on a build counts, and the file is opened anew for each act.
+ever changed: the newest word on a build counts, and the file is opened anew for each act. Each word
+has a checksum, as each event has that the log of decisions keeps.
 """
 
 import sqlite3
@@ -11,9 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from .decisions import sealed, written
 from .records import UserError
 
-VERSION = 0  # of the file: `PRAGMA user_version`
+VERSION = 1  # of the file: `PRAGMA user_version`
 TABLE = """
 CREATE TABLE IF NOT EXISTS notes (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -23,6 +25,12 @@ CREATE TABLE IF NOT EXISTS notes (
     time REAL NOT NULL
 )
 """
+SEALED = (  # from version 0
+    "ALTER TABLE notes ADD COLUMN seal TEXT NOT NULL DEFAULT ''",
+    "UPDATE notes SET seal = seal(seq, build_id, name, note, time)",
+    "PRAGMA user_version = 1",
+)
+WORDS = "SELECT seq, build_id, name, note, time, seal FROM notes ORDER BY seq"
 NAME, NOTE = 60, 2000  # characters at most
 PATIENCE = 30  # seconds to wait for another writer
 
@@ -46,8 +54,21 @@ class Notes:
         if not self.path.exists():
             return {}
         with self._open() as db:
-            rows = db.execute("SELECT build_id, name, note FROM notes ORDER BY seq").fetchall()
-        return {build_id: Note(name, note) for build_id, name, note in rows}
+            rows = db.execute(WORDS).fetchall()
+            last = written(db, "notes")
+        if [row[0] for row in rows] != list(range(1, last + 1)):
+            raise self._damaged("a word is missing")
+        for *row, seal in rows:
+            if seal != sealed(*row):
+                raise self._damaged(f"word {row[0]} is not what was written")
+        return {build_id: Note(name, note) for _, build_id, name, note, *_ in rows}
+
+    def _damaged(self, how: str) -> UserError:
+        return UserError(
+            found=f"the names and notes {self.path} are damaged ({how})",
+            wanted="every word as it was written",
+            next_step="put back a copy of that file, or move it away to begin afresh",
+        )
 
     def of(self, build_id: str) -> Note:
         return self.all().get(build_id, Note())
@@ -69,15 +90,12 @@ class Notes:
                 wanted="a name of its own for each build",
                 next_step="choose another",
             )
-        with self._open() as db:
-            db.execute(TABLE)
-            db.execute(
-                "INSERT INTO notes (build_id, name, note, time) VALUES (?, ?, ?, ?)",
-                (build_id, name, text, time.time()),
-            )
+        with self._open(write=True) as db:
+            row = written(db, "notes") + 1, build_id, name, text, time.time()
+            db.execute("INSERT INTO notes VALUES (?, ?, ?, ?, ?, ?)", (*row, sealed(*row)))
 
     @contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
+    def _open(self, write: bool = False) -> Iterator[sqlite3.Connection]:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             db = sqlite3.connect(self.path, timeout=PATIENCE)
@@ -90,13 +108,20 @@ class Notes:
                         wanted=f"a file of version {VERSION}",
                         next_step="update the program, or choose another folder with --workspace",
                     )
+                if write or had < VERSION:
+                    db.execute("BEGIN IMMEDIATE")
+                if db.execute("PRAGMA user_version").fetchone() == (0,):
+                    db.create_function("seal", -1, sealed, deterministic=True)
+                    for statement in (TABLE, *SEALED):
+                        db.execute(statement)
                 with db:
                     yield db
             finally:
                 db.close()
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, UnicodeError) as error:  # of damaged text, the last
+            why = " ".join(str(error).split())  # SQLite quotes a damaged table's whole definition
             raise UserError(
-                found=f"{self.path} cannot be used ({error})",
+                found=f"{self.path} cannot be used ({why[:200]})",
                 wanted="a file of names and notes that may be read and written",
                 next_step="mend it, or choose another folder with --workspace",
             ) from error

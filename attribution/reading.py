@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import islice
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -27,7 +26,7 @@ from . import twins
 from .data import DATASETS, Dataset, was_read
 from .pictures import Aside, grey, squared, taken
 from .records import DataSpec, ReadSpec, Report, UserError, content_id, silent, within
-from .sources import Entry, Source, opened
+from .sources import LONGEST, Entry, Source, opened
 from .store import Artifact, Draft, Store, is_id, writable
 
 RULES = 1  # how pictures become pixels; part of the ids
@@ -36,6 +35,7 @@ NO_CLASS = ("unlabelled", "unlabeled", "unknown", "none")  # a test folder so ca
 SMALLEST, LARGEST = 8, 64  # sides that are chosen where nobody says
 WORKERS = min(4, os.cpu_count() or 1)  # threads; Pillow lets them run side by side
 CHUNK = 64  # pictures in memory at once
+HELD = 2**28  # bytes of them, before they are decoded; the one that is more is the last
 
 
 @dataclass(frozen=True)
@@ -155,10 +155,9 @@ def pictures(
     """Every picture of a source: its pixels to the scratch file, or why it is set aside."""
     seen: list[Seen] = []
     aside: list[Left] = []
-    entries = source.entries()
     done = 0
     with ThreadPoolExecutor(WORKERS) as pool:
-        while chunk := list(islice(entries, CHUNK)):
+        for chunk in chunks(source.entries()):
             report("read", done, max(source.count, done))
             for entry, found in zip(chunk, pool.map(partial(one, size), chunk), strict=True):
                 if isinstance(found, str):
@@ -180,6 +179,18 @@ def pictures(
         scratch.flush()
     report("read", done, done)
     return seen, sorted(aside, key=lambda a: (a.path, a.reason))
+
+
+def chunks(entries: Iterator[Entry]) -> Iterator[list[Entry]]:
+    """Some after the others, by number and by what they hold in memory."""
+    chunk: list[Entry] = []
+    for entry in entries:
+        chunk.append(entry)
+        if len(chunk) == CHUNK or sum(e.held for e in chunk) > HELD:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
 
 
 def one(size: int, entry: Entry) -> Any:
@@ -286,6 +297,12 @@ def classes_of(source: Source, train: list[Seen], test: list[Seen]) -> tuple[str
             found=f"one class only, {next(iter(counts))!r}",
             wanted="images of two classes at least",
             next_step="add another class",
+        )
+    if any(len(name) > LONGEST for name in source.classes or counts):
+        raise UserError(
+            found=f"a class in {source.name!r} whose name has more than {LONGEST} characters",
+            wanted="names, not texts",
+            next_step="check which column holds the labels",
         )
     if source.classes:
         return source.classes

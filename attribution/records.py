@@ -6,6 +6,7 @@ for". Every record here is a plain value: it knows no path, no tensor and no net
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any, Literal
@@ -16,6 +17,10 @@ LOSS = ("ekfac", "tracin")  # estimators on gradients of the loss; the others, o
 Verdict = Literal["keep", "relabel", "drop", "unsure"]
 Report = Callable[[str, int, int], None]
 """Called as ``report(stage, done, total)`` while something long runs."""
+
+
+NO_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+LONGEST = 2000  # characters of each part of a sentence
 
 
 def silent(stage: str, done: int, total: int) -> None:
@@ -29,8 +34,24 @@ class UserError(Exception):
     """
 
     def __init__(self, *, found: str, wanted: str, next_step: str) -> None:
-        super().__init__(f"{found}; wanted {wanted}: {next_step}.")
-        self.found, self.wanted, self.next_step = found, wanted, next_step
+        self.found, self.wanted, self.next_step = map(one_line, (found, wanted, next_step))
+        super().__init__(f"{self.found}; wanted {self.wanted}: {self.next_step}.")
+
+
+def one_line(text: str) -> str:
+    """Text that may hold a stranger's names, as a part of one sentence.
+
+    What ends lines, turns them round or is no character is spelled out, as in ``\\n``; of what is
+    very long the middle is left out.
+    """
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 4 :]}"
+    return NO_TEXT.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def natural(text: str) -> int | None:
+    """The whole number that `text` is in digits; None for what is none, or beyond any count."""
+    return int(text) if text.isdecimal() and len(text) < 19 else None
 
 
 def known(kind: str, name: str, names: Mapping[str, Any] | tuple[str, ...], option: str) -> None:
@@ -81,6 +102,9 @@ LATER: Mapping[str, Any] = {
     "train_code": "",
     "rate": 0.01,
     "batch_size": 64,
+    "schedule": "constant",
+    "precision": "float32",
+    "decay": 0.0,
     "index": "auto",
     "index_recall": 0.95,
     "index_memory": 1.0,
@@ -141,6 +165,7 @@ class RunSpec:
     width: float = 1.0  # ResNet-9's channel factor
     epochs: int = 50
     learning_rate: float = 0.01
+    schedule: str = "constant"  # of the learning rate; `train.SCHEDULES`
     momentum: float = 0.9
     weight_decay: float = 0.0
     batch: int = 64
@@ -218,6 +243,7 @@ class FeatureSpec:
     ka: int = 64  # directions kept of each layer's input
     kg: int = 8  # directions kept of each layer's output gradient
     seed: int = 0  # of the random basis, and of the sketch behind the own one
+    precision: str = "float32"  # of the passes; `features.PRECISIONS`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,6 +271,8 @@ class BuildSpec:
     train: str = ""  # FILE.py:FUNCTION that trains a network; none: nothing is trained again
     epochs: int = 50
     rate: float = 0.01  # learning rate
+    schedule: str = "constant"  # of the rate; `train.SCHEDULES`
+    decay: float = 0.0  # of weights
     batch_size: int = 64  # of training
     strategy: str = "dropout"  # what the ensemble is called; the axes below make it
     models: int = 5  # networks trained independently

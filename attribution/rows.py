@@ -9,6 +9,7 @@ names a shortlist, which the rows themselves put in order.
 | exact | float32, 4 | every row |
 | half | float16, 2 | every row |
 | sq8 | 8 bits, from least to greatest of each dimension, 1 | every row |
+| sq6 | 6 bits, from least to greatest of each dimension, 3/4 | every row |
 | sq4 | float16, 2 | 4 bits for each dimension |
 | pq | float16, 2 | 4 bits for each two dimensions, or 4 or 8 where memory is short |
 | ivf | float16, 2 | the same, in the cells nearest to the query only |
@@ -30,17 +31,19 @@ from typing import Any
 
 import faiss
 import numpy as np
+import torch
 
-KINDS = ("auto", "exact", "half", "sq8", "sq4", "pq", "ivf")
+KINDS = ("auto", "exact", "half", "sq8", "sq6", "sq4", "pq", "ivf")
 WORDS = {
     "exact": "rows in float32",
     "half": "rows in half precision",
     "sq8": "rows of 8 bits a dimension",
+    "sq6": "rows of 6 bits a dimension",
     "sq4": "a shortlist of {wide} by 4 bits a dimension",
     "pq": "a shortlist of {wide} by a product quantiser",
     "ivf": "a shortlist of {wide} by a product quantiser, in {probes} cells",
 }
-PLAIN = {"exact": 4, "half": 2, "sq8": 1}  # bytes a dimension of what is kept and searched as is
+PLAIN = {"exact": 32, "half": 16, "sq8": 8, "sq6": 6}  # bits a dimension, searched as they are kept
 SHARD = 2**17  # rows
 BLOCK = 2**14  # rows that are turned to float32 at a time
 SCANNED = 2**25  # bytes of half-precision rows: more are searched faster by a code
@@ -86,7 +89,7 @@ class Rows:
     def bytes_kept(self) -> int:
         """Bytes of a row on the disk, its code among them."""
         code: Any = self.shards[0].code
-        return self.d * PLAIN.get(self.kind, 2) + (int(code.code_size) if code else 0)
+        return kept_bytes(self.kind, self.d) + (int(code.code_size) if code else 0)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -106,13 +109,14 @@ class Rows:
         u_Td = np.ascontiguousarray(u_Td, np.float32)
         wide = -(-self.wide * max(k, HITS) // HITS)
         if not wide or 4 * wide > self.ntotal:  # so much of it that a code saves nothing
-            return self._each([shard.rows for shard in self.shards], u_Td, k)
+            return self._all(u_Td, k)
         codes: list[Any] = [shard.code for shard in self.shards]
-        short_TS = self._each(codes, widened(u_Td, codes[0].d), wide)[1]
-        found = [self._first(u_d, ids_S, k) for u_d, ids_S in zip(u_Td, short_TS, strict=True)]
-        return np.stack([scores_k for scores_k, _ in found]), np.stack(
-            [ids_k for _, ids_k in found]
-        )
+        short = shortlist(self._each(codes, widened(u_Td, codes[0].d), wide + 1), wide)
+        if min(map(len, short)) < k:
+            return self._all(u_Td, k)
+        found = [self._first(k, u_d, ids_S) for u_d, ids_S in zip(u_Td, short, strict=True)]
+        scores, ids = zip(*found, strict=True)
+        return np.stack(scores), np.stack(ids)
 
     def search_part(self, u_Td: np.ndarray, k: int, part: slice) -> tuple[np.ndarray, np.ndarray]:
         """`search` among the rows of `part` alone, each compared; fewer than k of fewer rows."""
@@ -126,33 +130,37 @@ class Rows:
                 found.append((scores_Tk, ids_Tk + start))
         return merged(found, k)
 
-    def _first(self, u_d: np.ndarray, ids_S: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def _first(self, k: int, u_d: np.ndarray, ids_S: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The shortlist's k largest inner products with the rows themselves, and positions."""
-        ids_S = np.sort(ids_S[ids_S >= 0])  # in the order of the file; cells may hold too few
-        if len(ids_S) < k:
-            scores_1k, ids_1k = self._each([shard.rows for shard in self.shards], u_d[None], k)
-            return scores_1k[0], ids_1k[0]
-        scores_S = self.reconstruct_batch(ids_S) @ u_d
+        parts_S = np.split(ids_S, np.searchsorted(ids_S, self._starts[1:]))
+        rows_Sd = torch.cat(
+            [
+                halves(shard.rows).index_select(0, torch.from_numpy(part_S - start))
+                for shard, start, part_S in zip(self.shards, self._starts, parts_S, strict=True)
+            ]
+        )
+        scores_S = (rows_Sd.float() @ torch.from_numpy(u_d)).numpy()
         first_k = np.argsort(-scores_S, kind="stable")[:k]
         return scores_S[first_k], ids_S[first_k]
 
+    def _all(self, u_Td: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Top k with every row compared."""
+        return merged(self._each([shard.rows for shard in self.shards], u_Td, k), k)
+
     def _each(
         self, indexes: Sequence[faiss.Index], u_Td: np.ndarray, k: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Top k of all shards: that of each, merged. Shards side by side if queries are few."""
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Top k of each shard. Shards side by side if queries are few: each is read once then."""
 
         def one(index: faiss.Index) -> tuple[np.ndarray, np.ndarray]:
             return index.search(u_Td, min(k, index.ntotal))
 
-        few = len(u_Td) < max(2, faiss.omp_get_max_threads())
+        few = len(indexes) > 1 and len(u_Td) <= max(2, faiss.omp_get_max_threads())
         found = (workers().map if few else map)(one, indexes)
-        return merged(
-            [
-                (scores_Tk, np.where(ids_Tk < 0, -1, ids_Tk + start))
-                for (scores_Tk, ids_Tk), start in zip(found, self._starts, strict=True)
-            ],
-            k,
-        )
+        return [
+            (scores_Tk, np.where(ids_Tk < 0, -1, ids_Tk + start))
+            for (scores_Tk, ids_Tk), start in zip(found, self._starts, strict=True)
+        ]
 
     @property
     def _starts(self) -> list[int]:
@@ -185,6 +193,11 @@ class Rows:
         return self.reconstruct_batch(np.arange(start, start + count))
 
 
+def search_on(threads: int) -> None:
+    """Searches take so many threads from here on."""
+    faiss.omp_set_num_threads(threads)
+
+
 @cache
 def workers() -> ThreadPoolExecutor:
     """Threads that search a shard each, and start none of their own for it."""
@@ -192,11 +205,29 @@ def workers() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, "rows", initializer=partial(faiss.omp_set_num_threads, 1))
 
 
+def halves(index: Any) -> torch.Tensor:
+    """Rows that are kept in half precision, (n, d), where they lie: faiss turns them one by one."""
+    content = faiss.rev_swig_ptr(index.codes.data(), index.codes.size())
+    return torch.from_numpy(content.view(np.float16).reshape(index.ntotal, index.d))
+
+
 def merged(found: Sequence[tuple[np.ndarray, np.ndarray]], k: int) -> tuple[np.ndarray, np.ndarray]:
     """The first k of several (scores, positions), (T, n) each; of equals, the earlier row first."""
     scores_Tn, ids_Tn = (np.concatenate(parts, 1) for parts in zip(*found, strict=True))
     first_Tk = np.lexsort((ids_Tn, -scores_Tn), 1)[:, :k]
     return np.take_along_axis(scores_Tn, first_Tk, 1), np.take_along_axis(ids_Tn, first_Tk, 1)
+
+
+def shortlist(found: Sequence[tuple[np.ndarray, np.ndarray]], wide: int) -> list[np.ndarray]:
+    """The best `wide` positions of several (scores, positions) for each query, in rising order.
+
+    Without those that are as good as the next: a search leaves open which of equals it finds.
+    """
+    scores_Tn, ids_Tn = (np.concatenate(parts, 1) for parts in zip(*found, strict=True))
+    good_Tn = ids_Tn >= 0  # cells may hold too few
+    if scores_Tn.shape[1] > wide:
+        good_Tn &= scores_Tn > -np.partition(-scores_Tn, wide, 1)[:, wide, None]
+    return [np.sort(ids_n[good_n]) for ids_n, good_n in zip(ids_Tn, good_Tn, strict=True)]
 
 
 def fitted(
@@ -269,9 +300,9 @@ def plain(rows_Nd: np.ndarray, kind: str, shelf: Shelf | None, shard: int) -> tu
         blank = faiss.IndexFlatIP(d)
     else:
         q = faiss.ScalarQuantizer
-        kept_as = q.QT_8bit if kind == "sq8" else q.QT_fp16
+        kept_as = {"sq8": q.QT_8bit, "sq6": q.QT_6bit}.get(kind, q.QT_fp16)
         blank = faiss.IndexScalarQuantizer(d, kept_as, faiss.METRIC_INNER_PRODUCT)
-    ends = np.stack([end(rows_Nd) for end in (least, greatest)])  # all that 8 bits have to span
+    ends = np.stack([end(rows_Nd) for end in (least, greatest)])  # all that the bits have to span
     blank.train(ends)
     made = []
     for j, start in enumerate(range(0, len(rows_Nd), shard)):
@@ -328,22 +359,27 @@ def together(kind: str, N: int, d: int, memory: float) -> int:
     return 1 if kind == "sq4" else next((n for n in (2, 4) if N * d / 2 / n <= memory), 8)
 
 
+def kept_bytes(kind: str, d: int) -> int:
+    """Bytes of a row without its code; beside a code it is in half precision."""
+    return -(-d * PLAIN.get(kind, PLAIN["half"]) // 8)
+
+
 def bytes_of(kind: str, N: int, d: int, memory: float) -> int:
     """Bytes of a row and its code, before it is made; of `auto`, of what it tries first."""
     first = candidates(N, d, memory)[0] if kind == "auto" else kind if N >= FEWEST else "half"
     if kind in PLAIN or first == "half":
-        return d * PLAIN.get(kind, 2)
-    return 2 * d + -(-d // together(first, N, d, memory)) // 2
+        return kept_bytes(kind, d)
+    return kept_bytes(kind, d) + -(-d // together(first, N, d, memory)) // 2
 
 
 def efforts(code: faiss.Index, N: int) -> Iterator[tuple[int, int]]:
-    """Lengths of the shortlist and numbers of cells, each twice the one before."""
+    """Lengths of the shortlist and numbers of cells, each half as much again as before."""
     longest = max(SHORTEST, min(LONGEST, N // 4))
     cells = getattr(code, "nlist", 0)
     wide, probes = SHORTEST, -(-cells * SHORTEST // LONGEST)
     yield wide, probes
     while wide < longest or probes < cells:
-        wide, probes = min(2 * wide, longest), min(2 * probes, cells)
+        wide, probes = min(wide + wide // 2, longest), min(probes + -(-probes // 2), cells)
         yield wide, probes
 
 

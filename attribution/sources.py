@@ -14,6 +14,7 @@ import os
 import re
 import stat
 import unicodedata
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .pictures import ENDINGS, LARGEST, Aside
-from .records import ReadSpec, UserError
+from .records import ReadSpec, UserError, one_line
 
 TRAIN = ("train", "training")
 TEST = ("test", "testing", "validation", "valid", "val", "eval", "dev")  # the first that is there
@@ -33,8 +34,14 @@ IDX = re.compile(r"(train|t10k|test)-(images|labels)[-.]idx\d-ubyte(\.gz)?")
 IMAGE_NAMES = ("image", "img", "picture", "photo", "pixels")
 LABEL_NAMES = ("label", "labels", "class", "target", "category", "fine_label")
 PATH_NAMES = ("path", "file", "filename", "file_name", "image")
-BATCH = 64  # rows of a table in memory at once
+NAMED = "classes.json"  # of an export of ours
+BATCH = 4  # rows of a table in memory at once: a few bytes can stand for a very large cell
 DEEPEST = 4096  # pixels a side that an IDX file may say
+RATIO = 200  # times the size of a gzipped file that may come out of it, where that is not small
+SMALL = 50 * 10**6  # bytes that may come out of any
+MOST = 50 * 10**6  # images of an IDX file, whose labels are read at once
+LONGEST = 255  # characters of a class's name
+NO_NAME = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")  # halves of characters, of no file's name
 
 
 class Entry(NamedTuple):
@@ -44,6 +51,7 @@ class Entry(NamedTuple):
     path: str  # where it stands in the source
     label: str | None
     read: Callable[[], bytes | np.ndarray]  # raises Aside
+    held: int = 0  # bytes of it that are in memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +125,7 @@ def in_folder(root: Path, spec: ReadSpec) -> Source:
 
 def told(name: str) -> str:
     """A name as text: composed, so that it is the same on every system; what is none, as U+FFFD."""
-    text = os.fsencode(name).decode("utf-8", "replace")
+    text = os.fsencode(NO_NAME.sub("\ufffd", name)).decode("utf-8", "replace")
     return unicodedata.normalize("NFC", text)
 
 
@@ -152,7 +160,7 @@ def said(error: Exception) -> str:
     """What went wrong, in one line."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return one_line((str(error).strip() or type(error).__name__).splitlines()[0][:200])
 
 
 def stamps(paths: Iterable[Path]) -> list[tuple[str, int, int]]:
@@ -171,18 +179,28 @@ def stamps(paths: Iterable[Path]) -> list[tuple[str, int, int]]:
     )
 
 
-def content(path: Path, inside: Path | None) -> bytes:
-    """A picture's file, which has to be `inside` a folder. Raises `Aside`."""
+def real(path: Path, inside: Path | None) -> Path:
+    """Where a file really is, which has to be `inside` a folder. Raises `Aside`."""
     try:
-        real = path.resolve(strict=True)
-        if inside is not None and not real.is_relative_to(inside):
+        found = path.resolve(strict=True)
+        if inside is not None and not found.is_relative_to(inside):
             raise Aside("outside of the folder")
-        facts = real.stat()
-        if not stat.S_ISREG(facts.st_mode):
+        if not stat.S_ISREG(found.stat().st_mode):  # or it may have no end, or wait for ever
             raise Aside("no regular file")
-        if facts.st_size > LARGEST:
+        return found
+    except FileNotFoundError:
+        raise Aside("no such file") from None
+    except (OSError, RuntimeError, ValueError) as error:
+        raise Aside(f"cannot be read ({said(error)})") from error
+
+
+def content(path: Path, inside: Path | None) -> bytes:
+    """A file as a whole, which has to be `inside` a folder. Raises `Aside`."""
+    try:
+        found = real(path, inside)
+        if found.stat().st_size > LARGEST:
             raise Aside(f"a file of more than {LARGEST // 2**20} MB")
-        return real.read_bytes()
+        return found.read_bytes()
     except FileNotFoundError:
         raise Aside("no such file") from None
     except (OSError, RuntimeError, ValueError) as error:
@@ -241,7 +259,7 @@ def folder(root: Path, found: list[Found], passed: int) -> Source:
 
     return Source(
         told(root.name), "a folder of pictures", str(root), len(found), entries,
-        stamps(f.path for f in found), notes=notes,
+        stamps([*(f.path for f in found), *([root / NAMED] if stands_for else [])]), notes=notes,
     )  # fmt: skip
 
 
@@ -250,8 +268,8 @@ def class_names(root: Path) -> dict[str, str]:
     try:
         if not (root / "export.json").is_file():
             return {}
-        found = json.loads((root / "classes.json").read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
+        found = json.loads(content(root / NAMED, root))
+    except (Aside, OSError, ValueError, RecursionError):
         return {}
     pairs = found.items() if isinstance(found, dict) else ()
     named = {told(place): told(name) for place, name in pairs if isinstance(name, str)}
@@ -306,14 +324,16 @@ def label_of(value: Any, names: tuple[str, ...] | None, where: str) -> str | Non
         return None
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if isinstance(value, bool | str):
+    if isinstance(value, bool | str) and (names is None or told(str(value)) in names):
         return told(str(value))
     if not isinstance(value, int | np.integer) or value < -1 or (names and value >= len(names)):
         wanted = (
             f"from 0 to {len(names) - 1}, or -1 for none" if names else "a whole number or text"
         )
         raise UserError(
-            found=f"label {value!r} in {where}", wanted=wanted, next_step="mend the labels"
+            found=f"label {repr(value)[:80]} in {where}",
+            wanted=wanted,
+            next_step="mend the labels",
         )
     if value == -1:
         return None
@@ -340,10 +360,8 @@ def parquet(place: Path, files: list[Path], spec: ReadSpec) -> Source:
 
     def opened_file(path: Path) -> Any:
         try:
-            if not path.resolve(strict=True).is_relative_to(base):
-                raise ValueError("a link that leads out of the folder")
-            return pq.ParquetFile(path)
-        except (pa.ArrowException, OSError, ValueError) as error:
+            return pq.ParquetFile(real(path, base))
+        except (Aside, pa.ArrowException, OSError, ValueError) as error:
             raise UserError(
                 found=f"{relative[path]} cannot be read as Parquet ({said(error)})",
                 wanted="a whole Parquet file",
@@ -368,36 +386,49 @@ def parquet(place: Path, files: list[Path], spec: ReadSpec) -> Source:
                     wanted=f"those of {relative[files[0]]}: {', '.join(schema.names)}",
                     next_step="leave out what does not belong to the data set",
                 )
-    told_split = "split" in schema.names and not chosen
-    wanted = [image.name, label.name, *(["split"] if told_split else [])]
-    if told_split:
-        chosen, notes = split_column(files, opened_file)
 
-    def entries() -> Iterator[Entry]:
-        for path in files:
-            row = 0
-            with opened_file(path) as file:
+    def rows(path: Path, columns: list[str], some: int) -> Iterator[dict[str, Any]]:
+        """The rows of a file, so many in memory at once."""
+        row = 0
+        with opened_file(path) as file:
+            batches = file.iter_batches(some, columns=columns)
+            while True:
                 try:
-                    there = [n for n in wanted if n != label.name or path not in unlabelled]
-                    for batch in file.iter_batches(BATCH, columns=there):
-                        for one in batch.to_pylist():
-                            where = f"{relative[path]}:{row}"
-                            half = one.get("split") or "" if told_split else word[path]
-                            row += 1
-                            if chosen and half not in chosen:
-                                continue
-                            yield Entry(
-                                chosen.get(half, ""),
-                                stored_path(one[image.name]) or where,
-                                label_of(one.get(label.name), label.names, where),
-                                partial(stored, one[image.name]),
-                            )
-                except (pa.ArrowException, OSError) as error:
+                    found = [dict(one) for one in next(batches).to_pylist()]
+                    if found and not set(columns) <= set(found[0]):
+                        raise ValueError("columns by other names than its schema's")
+                except StopIteration:
+                    return
+                except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
                     raise UserError(
                         found=f"{relative[path]} is damaged after row {row} ({said(error)})",
                         wanted="a whole Parquet file",
                         next_step="fetch or write it again",
                     ) from error
+                yield from found
+                row += len(found)
+
+    told_split = "split" in schema.names and not chosen
+    wanted = [image.name, label.name, *(["split"] if told_split else [])]
+    if told_split:
+        named = {half_of(one) for path in files for one in rows(path, ["split"], 2**12)}
+        chosen, notes = halves(named, "the rows of")
+
+    def entries() -> Iterator[Entry]:
+        for path in files:
+            there = [n for n in wanted if n != label.name or path not in unlabelled]
+            for row, one in enumerate(rows(path, there, BATCH)):
+                where = f"{relative[path]}:{row}"
+                half = half_of(one) if told_split else word[path]
+                if chosen and half not in chosen:
+                    continue
+                yield Entry(
+                    chosen.get(half, ""),
+                    stored_path(one[image.name]) or where,
+                    label_of(one.get(label.name), label.names, where),
+                    partial(stored, one[image.name]),
+                    held(one[image.name]),
+                )
 
     return Source(
         told(place.stem if place.is_file() else place.name), "Parquet", str(place), count, entries,
@@ -405,16 +436,9 @@ def parquet(place: Path, files: list[Path], spec: ReadSpec) -> Source:
     )  # fmt: skip
 
 
-def split_column(
-    files: list[Path], opened_file: Callable[[Path], Any]
-) -> tuple[dict[str, str], tuple[str, ...]]:
-    """`halves` of what the column ``split`` says."""
-    names: set[str] = set()
-    for path in files:
-        with opened_file(path) as file:
-            for batch in file.iter_batches(columns=["split"]):
-                names |= {str(n or "") for n in batch.column(0).unique().to_pylist()}
-    return halves(names, "the rows of")
+def half_of(row: dict[str, Any]) -> str:
+    """What the column ``split`` says."""
+    return str(row["split"] or "")
 
 
 def arrow_columns(schema: Any) -> list[Column]:
@@ -424,7 +448,7 @@ def arrow_columns(schema: Any) -> list[Column]:
     try:
         notes = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         features = dict(notes.get("info", {}).get("features", {}))
-    except (ValueError, AttributeError, TypeError):
+    except (ValueError, AttributeError, TypeError, RecursionError):
         features = {}
     types = pa.types
     found = []
@@ -443,7 +467,7 @@ def arrow_columns(schema: Any) -> list[Column]:
             Column(
                 field.name,
                 "bytes" in fields or types.is_binary(kind) or types.is_large_binary(kind),
-                tuple(told(str(n)) for n in names) if names else None,
+                tuple(told(str(n)) for n in names) if names and isinstance(names, list) else None,
                 any(is_kind(kind) for is_kind in plain),
             )
         )
@@ -458,6 +482,12 @@ def stored(value: Any) -> bytes:
     raise Aside("no picture in its cell" if value is None else "a path but no picture in its cell")
 
 
+def held(value: Any) -> int:
+    """The bytes that an image's cell has in memory."""
+    found = value.get("bytes") if isinstance(value, dict) else value
+    return len(found) if isinstance(found, bytes) else 0
+
+
 def stored_path(value: Any) -> str:
     """Where a cell's image came from."""
     found = value.get("path") if isinstance(value, dict) else None
@@ -468,9 +498,7 @@ def manifest(path: Path, spec: ReadSpec) -> Source:
     """A CSV of paths, relative to its folder, and labels; a column ``split`` if it likes."""
     root = path.parent
     try:
-        if path.stat().st_size > LARGEST:
-            raise csv.Error(f"more than {LARGEST // 2**20} MB")
-        text = path.read_text("utf-8-sig")
+        text = content(path, root).decode("utf-8-sig")
         comma = "\t" if path.suffix.lower() == ".tsv" else ","
         if comma not in text.partition("\n")[0] and ";" in text.partition("\n")[0]:
             comma = ";"
@@ -478,7 +506,7 @@ def manifest(path: Path, spec: ReadSpec) -> Source:
         header = [str(n).strip() for n in table.fieldnames or ()]
         table.fieldnames = header
         rows = [dict(row) for row in table]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (Aside, UnicodeDecodeError, csv.Error) as error:
         raise UserError(
             found=f"{path.name} cannot be read as CSV ({said(error)})",
             wanted="UTF-8 text with columns path and label",
@@ -523,12 +551,14 @@ def idx(root: Path, files: list[Path]) -> Source:
     """MNIST's own files, train and t10k, plain or gzipped."""
     by: dict[tuple[str, str], Path] = {}
     for path in sorted(files, key=lambda p: p.suffix != ".gz"):  # plain ones win
-        if not path.resolve(strict=True).is_relative_to(root):
+        try:
+            real(path, root)
+        except Aside as reason:
             raise UserError(
-                found=f"{path.name} is a link out of the folder",
-                wanted="the file itself",
-                next_step="copy it there",
-            )
+                found=f"{path.name} is {reason}",
+                wanted="a file of the folder",
+                next_step="copy the file itself there",
+            ) from None
         found = IDX.fullmatch(path.name)
         assert found
         by["train" if found[1] == "train" else "test", found[2]] = path
@@ -584,15 +614,16 @@ class idx_file:
             magic = self.file.read(4)
             if len(magic) < 4 or magic[:3] != b"\0\0\x08" or not 1 <= magic[3] <= 4:
                 raise bad_idx(path, f"a beginning of {magic!r}")
-            shape = tuple(np.frombuffer(self.file.read(4 * magic[3]), ">u4").tolist())
-            if len(shape) != magic[3]:
+            sides = self.file.read(4 * magic[3])
+            if len(sides) != 4 * magic[3]:
                 raise bad_idx(path, "the end of the file in its header")
+            shape = tuple(np.frombuffer(sides, ">u4").tolist())
             size = math.prod(shape)
             there = path.stat().st_size - 4 - 4 * len(shape)
-            # deflate packs at most about a thousand times
-            if any(s > DEEPEST for s in shape[1:]) or size > there * (1100 if zipped else 1):
+            most = max(SMALL, RATIO * there) if zipped else there
+            if shape[0] > MOST or any(s > DEEPEST for s in shape[1:]) or size > most:
                 raise bad_idx(path, f"a header of {' x '.join(map(str, shape))} bytes")
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             self.raw.close()
             raise bad_idx(path, said(error)) from error
         except UserError:
@@ -603,7 +634,7 @@ class idx_file:
     def read(self, count: int) -> bytes:
         try:
             return self.file.read(count)
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise bad_idx(self.path, said(error)) from error
 
     def __exit__(self, *_: object) -> None:

@@ -35,7 +35,10 @@ from .remote import MANIFEST, Remote, stored
 
 OWN = ("reading",)  # of this machine's paths: never on a remote
 BESIDE = ("locks", "jobs", "logs", "downloads")  # folders of the cache that hold no artifacts
-REBUILD = "remove that folder and run the same `build` again, which makes what is missing"
+REBUILD = (
+    "remove that folder and run the same `build` again, or whatever command made it; "
+    "`python -m attribution doctor --repair` removes all that is damaged"
+)
 
 
 @dataclass(frozen=True)
@@ -180,12 +183,15 @@ class Store:
         return self.root.absolute(), self.remote.url if self.remote else ""
 
     def find(self, kind: str, name: str) -> Artifact | None:
-        """The artifact, or None where it is absent. Raises `UserError` when damaged.
+        """The artifact, or None where it is absent or `name` no id. `UserError` when damaged.
 
         Of one that is only on the remote the files come when one of them is asked for.
         """
-        if (kind, name) in self._open:
-            return self._open[kind, name]
+        if not is_id(name):  # what comes from an address may be a path
+            return None
+        opened = self._open.get((kind, name))
+        if opened is not None:
+            return opened
         place = self.root / kind / name
         if place.is_dir():
             made = Artifact(place, _read(place / MANIFEST), set())
@@ -205,12 +211,7 @@ class Store:
         if content is None:
             return None
         manifest = _parsed(content, f"{self.remote.at(kind, name)}/{MANIFEST}")
-        plain = all(
-            file == Path(file).name not in ("", "..", MANIFEST)
-            and {"bytes", "sha256"} <= set(facts)
-            for file, facts in manifest["files"].items()
-        )
-        if manifest.get("id") != name or not plain:
+        if manifest["id"] != name:
             raise damaged(self.remote.at(kind, name), "the manifest of something else")
         return manifest
 
@@ -230,7 +231,7 @@ class Store:
         for file, facts in found.manifest["files"].items():
             path = found.place / file
             if not path.is_file() or path.stat().st_size != facts["bytes"]:
-                del self._open[kind, name]
+                self._open.pop((kind, name), None)  # another thread may have seen it too
                 return False
         return True
 
@@ -560,17 +561,34 @@ def _parsed(content: bytes, path: Path | str) -> dict[str, Any]:
     try:
         manifest = json.loads(content)
         found = manifest["format"]
-        whole = manifest.pop("sha256") == _digest(manifest)
-        assert isinstance(manifest["files"], dict) and (whole or found != FORMAT)
-    except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+        seal = manifest.pop("sha256")
+        whole = seal == _digest(manifest)
+        ours = seal == _digest({**manifest, "format": FORMAT})  # but for the number itself
+        assert isinstance(found, int) and isinstance(manifest["files"], dict)
+        assert whole and _sound(manifest) if found == FORMAT else whole or not ours
+    except (
+        ValueError, KeyError, TypeError, AttributeError, AssertionError, RecursionError,
+    ) as error:  # fmt: skip
         raise damaged(path, "no readable manifest") from error
     if found != FORMAT:
         raise Unusable(
-            found=f"{path} in cache format {found}",
+            found=f"{path} in cache format {str(found)[:20]}",
             wanted=f"format {FORMAT}",
             next_step="use the version that wrote it, or another --cache",
         )
     return manifest
+
+
+def _sound(manifest: dict[str, Any]) -> bool:
+    """Whether a manifest says what every reader asks of it, and names files of its own folder."""
+    return all(isinstance(manifest[key], str) for key in ("kind", "id", "created")) and all(
+        file == Path(file).name not in ("", "..", MANIFEST)
+        and len(file.encode()) < 256
+        and isinstance(facts["bytes"], int)
+        and facts["bytes"] >= 0
+        and isinstance(facts["sha256"], str)
+        for file, facts in manifest["files"].items()
+    )
 
 
 def _sealed(manifest: dict[str, Any]) -> str:

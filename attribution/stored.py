@@ -14,7 +14,7 @@ from . import weights
 from .adapters import loaded
 from .data import Dataset
 from .estimators import asked, q
-from .features import Examples, Projected, block, shards
+from .features import Examples, Projected, block, in_precision, shards
 from .fit import Blocks
 from .gradients import Site
 from .members import View
@@ -154,12 +154,13 @@ def load_projected(module: torch.nn.Module, sites: Artifact) -> Projected:
     for s, fields in enumerate(sites.manifest["sites"]):
         site = Site(**{**fields, "parameters": tuple(fields["parameters"])})
         projections[site] = tuple(named[f"{s}.{j}"] for j in range(1 + site.factorised))
-    return Projected(
+    whole = Projected(
         module,
         tuple(sites.manifest["mask_places"]),
         projections,
         tuple(sites.manifest["left_out"]),
     )
+    return in_precision(whole, sites.manifest["made_by"].get("precision", "float32"))
 
 
 def load_network(
@@ -189,7 +190,7 @@ def found(store: Store, kind: str, name: str) -> Artifact:
     artifact = store.find(kind, name)
     if artifact is None:
         raise UserError(
-            found=f"no {kind} {name}",
+            found=f"no {kind} {name} in {store.root}",
             wanted="every part that the build was made of",
             next_step="run the same `build` again, which makes what is missing",
         )

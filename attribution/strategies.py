@@ -67,6 +67,19 @@ def usual_q(forward_only: bool, watched: bool = True) -> str:
     return BuildSpec().estimator.q if watched and not forward_only else "members"
 
 
+def usual_training(model: str) -> dict[str, Any]:
+    """Rate, schedule and decay of a training by our recipe, as `BuildSpec` names them.
+
+    A deep network of our own starts high and ends at zero: within the same epochs it is right much
+    more often (docs/LOG.md, "A rate that falls"). Small ones, and networks that may come with
+    weights of their own, keep one low rate.
+    """
+    if model == "resnet9":
+        return {"rate": 0.05, "schedule": "linear", "decay": 5e-4}
+    blank = BuildSpec()
+    return {"rate": blank.rate, "schedule": blank.schedule, "decay": blank.decay}
+
+
 def watched(spec: BuildSpec) -> bool:
     """Whether the networks say what they believe while they are trained, whoever trains them."""
     return not (spec.weights or spec.train)
@@ -259,6 +272,7 @@ def options(spec: BuildSpec) -> list[str]:
     """What `attribution build` takes to make `spec`."""
     blank = BuildSpec()
     usual = axes(spec.strategy, {}) | {growing(spec): None}  # which is always said
+    training = usual_training(spec.model)
     given: list[tuple[str, Any, Any]] = [
         ("data", spec.data.pixels or spec.data.name, None),
         ("noise", spec.data.noise, blank.data.noise),
@@ -271,7 +285,9 @@ def options(spec: BuildSpec) -> list[str]:
         ("start", spec.start, blank.start),
         ("preprocess", spec.preprocess, blank.preprocess),
         ("train", spec.train, blank.train),
-        ("learning-rate", spec.rate, blank.rate),
+        ("learning-rate", spec.rate, training["rate"]),
+        ("schedule", spec.schedule, training["schedule"]),
+        ("weight-decay", spec.decay, training["decay"]),
         ("batch", spec.batch_size, blank.batch_size),
         ("epochs", spec.epochs, blank.epochs),
         ("strategy", spec.strategy, None),
@@ -288,6 +304,7 @@ def options(spec: BuildSpec) -> list[str]:
         ("estimator", spec.estimator.name, blank.estimator.name),
         ("basis", spec.features.basis, blank.features.basis),
         ("dims", dims(spec), dims(blank)),
+        ("precision", spec.features.precision, blank.features.precision),
         ("damping", spec.estimator.damping, blank.estimator.damping),
         ("q", spec.estimator.q, usual_q(spec.forward_only, watched(spec))),
         ("q-power", spec.estimator.q_power, None),

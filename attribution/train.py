@@ -7,7 +7,7 @@ Axes: N training examples, C classes, B a batch.
 
 import copy
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from .models import own, owned
 from .records import Report, RunSpec, UserError, silent
+
+SCHEDULES = ("constant", "linear")  # of the learning rate
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +79,7 @@ def train(
     norms = [m for m in network.modules() if adapting and isinstance(m, BATCH_NORMS)]
     kept = snapshot_epochs(spec.epochs, spec.snapshots)
     snapshots: dict[int, dict[str, Tensor]] = {}
+    rates = learning_rates(spec, len(x_N))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)  # dropout draws from the global stream
         for epoch in range(spec.epochs):
@@ -85,6 +88,7 @@ def train(
             for norm in norms:
                 norm.eval()
             for batch_B in torch.randperm(len(x_N), generator=draw).split(spec.batch):
+                optimiser.param_groups[0]["lr"] = next(rates)
                 if kept_N is not None:
                     batch_B = batch_B[kept_N[batch_B]]
                 if len(batch_B) < 2:  # batch norm needs two
@@ -165,6 +169,17 @@ def by_own(
     return Trained(network.eval(), (total_NC / epochs).numpy() if epochs else None, {})
 
 
+def learning_rates(spec: RunSpec, count: int) -> Iterator[float]:
+    """The learning rate of each step of a training on `count` examples.
+
+    Constant, or from the rate given towards zero in a straight line, a step at a time.
+    """
+    steps = spec.epochs * -(-count // spec.batch)
+    for step in range(steps):
+        left = 1 - step / steps if spec.schedule == "linear" else 1
+        yield spec.learning_rate * left
+
+
 def plain(value: Tensor) -> Tensor:
     """A copy that lies in memory as others expect it."""
     return value.clone(memory_format=torch.contiguous_format)
@@ -242,6 +257,7 @@ def train_together(
         momentum=spec.momentum,
         weight_decay=spec.weight_decay,
     )
+    rates = learning_rates(spec, rows_Mn.shape[1])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
         for epoch in range(spec.epochs):
@@ -252,6 +268,7 @@ def train_together(
             else:
                 order_Mn = torch.rand(rows_Mn.shape, generator=draws[0]).argsort(1)
             for batch_MB in rows_Mn.gather(1, order_Mn).split(spec.batch, dim=1):
+                optimiser.param_groups[0]["lr"] = next(rates)
                 used_MB = batch_MB if kept_MN is None else kept_MN.gather(1, batch_MB)
                 some = x_N[batch_MB], labels_N[batch_MB], used_MB
                 total = losses(stacked, buffers, *some).sum()

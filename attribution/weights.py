@@ -6,7 +6,9 @@ refused.
 """
 
 import hashlib
+import zipfile
 from collections.abc import Iterable, Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,14 @@ from torch import Tensor, nn
 
 from .data import Dataset
 from .models import SOME, code_id, frozen_below, inputs, judged, network, pretrained
-from .records import RunSpec, UserError, content_id
+from .records import RunSpec, UserError, content_id, one_line
 from .store import Artifact, Draft, Store, is_id
 
 NESTS = ("state_dict", "model_state_dict", "model", "net", "network", "weights")  # in a dict
 PICKLE = b"\x80"  # what a pickle begins with
 SAID = 3  # names of each kind that a sentence lists
+TIMES = 32  # the size of its file that weights may come to: tied ones are written once
+SMALL = 10**6  # bytes that any may come to
 
 
 def kept(store: Store, word: str, option: str) -> str:
@@ -67,7 +71,8 @@ def downloaded(store: Store, name: str, data: Dataset) -> str:
 def read(path: Path, option: str) -> dict[str, Tensor]:
     """The state dict in a file of safetensors, or in one that `torch.save` wrote.
 
-    Also where it lies in a dict under a name such as "state_dict".
+    Also where it lies in a dict under a name such as "state_dict". Headers are not believed: what
+    a file unpacks to, and what its tensors would take, is bounded by its size.
     """
 
     def refused(found: str) -> UserError:
@@ -82,8 +87,15 @@ def read(path: Path, option: str) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             found: Any = load_file(path)
+        elif packed(path):
+            raise refused("is compressed, which torch.save never does")
         else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            # The older format is read from memory, where a length that lies takes none.
+            zipped = zipfile.is_zipfile(path)
+            source = path if zipped else BytesIO(path.read_bytes())
+            found = torch.load(source, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except SafetensorError as error:
         raise refused("is no readable safetensors file") from error
     except Exception as error:  # torch, zip and pickle each have their own
@@ -103,8 +115,14 @@ def read(path: Path, option: str) -> dict[str, Tensor]:
     if not tensors:
         raise refused("holds no tensors by name")
     for name, value in tensors.items():
-        if value.is_quantized or value.layout != torch.strided or value.is_meta:
+        if one_line(name) != name:
+            raise refused(f"holds a tensor by the name {name}, which is none")
+        if not _plain(value):
             raise refused(f"holds {name}, which is no plain tensor")
+    whole = sum(value.numel() * value.element_size() for value in tensors.values())
+    if whole > max(TIMES * path.stat().st_size, SMALL):
+        raise refused(f"holds tensors of {whole:,} bytes in {path.stat().st_size:,}")
+    for name, value in tensors.items():
         if value.is_floating_point() and not torch.isfinite(value.float()).all():
             raise UserError(
                 found=f"{path} has numbers in {name} that are not finite",
@@ -112,6 +130,20 @@ def read(path: Path, option: str) -> dict[str, Tensor]:
                 next_step=f"give another file to {option}",
             )
     return tensors
+
+
+def packed(path: Path) -> bool:
+    """Whether a file is a .zip that would unpack to more than it is: torch makes none."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as opened:
+        return any(one.compress_type != zipfile.ZIP_STORED for one in opened.infolist())
+
+
+def _plain(value: Tensor) -> bool:
+    """Whether it is real numbers, one beside the other, that the store can keep."""
+    odd = value.is_quantized or value.is_meta or value.is_complex() or value.is_neg()
+    return not odd and value.layout == torch.strided
 
 
 def _nest(value: Any) -> bool:

@@ -15,12 +15,18 @@ from .rows import Options, table
 NAMES = (
     "advisor",
     "applied",
+    "brought",
     "click",
     "cluster",
+    "crowds",
     "demo",
+    "flips",
+    "fuzz",
     "grid",
     "growth",
+    "jobs",
     "judged",
+    "kills",
     "map",
     "member",
     "memory",
@@ -29,6 +35,7 @@ NAMES = (
     "peers",
     "peers_lds",
     "pretrained",
+    "recipe",
     "tuning",
     "upload",
     "verify",
@@ -44,7 +51,11 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=0, help="instead of the benchmark's own")
     parser.add_argument("--cifar10", type=Path, metavar="PATH", help="folder with train.parquet")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="keep what takes long here")
-    parser.add_argument("--seed", type=int, default=0, help="of the networks (advisor)")
+    parser.add_argument("--seed", type=int, default=0, help="of the networks (advisor), or inputs")
+    parser.add_argument("--minutes", type=float, default=0.0, help="instead of its own")
+    parser.add_argument(
+        "--only", metavar="NAME,...", default="", help="these alone (fuzz, paper_table)"
+    )
     given = parser.parse_args()
     if given.name is None:
         for name in NAMES:
@@ -53,7 +64,11 @@ def main() -> int:
     try:
         known("benchmark", given.name, NAMES, "python -m bench NAME")
         torch.set_num_threads(given.threads)
-        options = Options(given.threads, given.repeats, given.cifar10, given.cache, given.seed)
+        only = tuple(name for name in given.only.split(",") if name)
+        options = Options(
+            given.threads, given.repeats, given.cifar10, given.cache, given.seed, given.minutes,
+            only,
+        )  # fmt: skip
         module = import_module(f"bench.{given.name}")
         rows = module.measure(options)
     except UserError as error:

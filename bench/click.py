@@ -16,7 +16,7 @@ from attribution.engine import Engine
 from attribution.records import UserError
 
 from .rows import Options, Row, row
-from .running import DEMO, app, command
+from .running import DEMO, VIEW, app, command
 
 CLICKS = 20
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -70,7 +70,7 @@ def measure(options: Options) -> list[Row]:
         build = Engine(cache).open(made["build"])
         with app(cache) as address:
             chromium = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"])
-            page = chromium.new_page(viewport={"width": 1400, "height": 900})
+            page = chromium.new_page(**VIEW)
             page.add_init_script(SCRIPT)
             rows = [*click_rows(page, address, build), *paint_rows(page, address, options)]
             chromium.close()

@@ -20,7 +20,7 @@ from attribution.engine import Engine
 from .click import SCRIPT, browser_path, click_rows
 from .images import pictures
 from .rows import ROOT, Options, Row, row
-from .running import DEMO, app, command
+from .running import DEMO, VIEW, app, command
 
 TILES = 600
 NEXT = 40
@@ -56,7 +56,8 @@ const large = () => all(".stage img")[0];
 window.isThere = () => Boolean(large()?.complete);
 window.arm = (kind) => {
   const before = large().src;
-  window.next = new Promise((done) => document.addEventListener(kind, () => {
+  window.next = new Promise((done, fail) => document.addEventListener(kind, () => {
+    setTimeout(() => fail(new Error(`no image follows on a ${kind}`)), 30_000);
     const began = performance.now();
     const look = () => {
       const now = large();
@@ -105,7 +106,7 @@ def grid_rows(chromium: Any, address: str, build: Build, options: Options) -> It
     """Seconds until a grid is painted, each time in a browser that has seen none of it."""
     found = []
     for _ in range(options.times(5)):
-        context = chromium.new_context(viewport={"width": 1400, "height": 900})
+        context = chromium.new_context(**VIEW)
         page = context.new_page()
         page.route(f"{address}/bench", served)
         page.goto(f"{address}/bench")
@@ -144,7 +145,7 @@ def served(route: Any) -> None:
 
 def next_rows(chromium: Any, address: str, build: Build) -> Iterator[Row]:
     """Milliseconds from a decision by key, and from a click on the arrow, to the next image."""
-    page = chromium.new_page(viewport={"width": 1400, "height": 900})
+    page = chromium.new_page(**VIEW)
     page.add_init_script(SCRIPT + NEXT_SCRIPT)
     for kind, what in (("keydown", "key, a decision"), ("click", "click on the arrow")):
         page.goto(f"{address}/review?build={build.id}")
@@ -169,7 +170,7 @@ def folder_rows(chromium: Any, address: str, build: Build, options: Options) -> 
     """Seconds until Explain is there with its hits, and milliseconds of clicks on it."""
     title, hits = [], []
     for _ in range(options.times(5)):
-        page = chromium.new_page(viewport={"width": 1400, "height": 900})
+        page = chromium.new_page(**VIEW)
         page.add_init_script(SCRIPT)
         page.goto("about:blank")
         began = page.evaluate("Date.now()")
@@ -185,7 +186,7 @@ def folder_rows(chromium: Any, address: str, build: Build, options: Options) -> 
     yield row(f"{size}: the same, to its first hits", hits[0], "s")
     yield row(f"{size}: first paint of explain", title[1:] or title, "s", at_most=2)
     yield row(f"{size}: the same, to its first hits", hits[1:] or hits, "s")
-    page = chromium.new_page(viewport={"width": 1400, "height": 900})
+    page = chromium.new_page(**VIEW)
     page.add_init_script(SCRIPT)
     for one in click_rows(page, f"{address}", build):
         yield Row(**{**vars(one), "what": f"{size}: {one.what}"})

@@ -23,8 +23,13 @@ def colour_images(count: int, cifar10: Path | None) -> tuple[Examples, str]:
         x_N = torch.randn(count, 3, 32, 32, generator=draw)
         return _examples(x_N, torch.arange(count) % 10), "noise images"
     images, labels_N = _read(cifar10, "train", count)
+    return _examples(scaled(images), torch.from_numpy(labels_N)), "CIFAR-10"
+
+
+def scaled(images: np.ndarray) -> Tensor:
+    """Pixels from -1 to 1, channels first."""
     x_N = torch.from_numpy(images).permute(0, 3, 1, 2).float().div(255).sub(0.5).div(0.5)
-    return _examples(x_N.contiguous(), torch.from_numpy(labels_N)), "CIFAR-10"
+    return x_N.contiguous()
 
 
 CAT, DOG = 3, 5
@@ -50,6 +55,17 @@ def cifar10_start(cifar10: Path, train: int, test: int) -> dict[str, np.ndarray]
     for half, count in (("train", train), ("test", test)):
         found[f"{half}_images"], found[f"{half}_labels"] = _read(cifar10, half, count)
     return found
+
+
+def named(cifar10: Path | None) -> Path:
+    """The folder that was named. Raises `UserError` where none was."""
+    if cifar10 is None:
+        raise UserError(
+            found="no CIFAR-10",
+            wanted="a folder with its train.parquet and test.parquet",
+            next_step="give --cifar10 PATH",
+        )
+    return cifar10
 
 
 def pictures(cifar10: Path | None, place: Path, train: int, test: int) -> None:

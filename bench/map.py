@@ -5,14 +5,11 @@ of the mouse until the browser has painted what follows from it; a hover until t
 in its place, its picture asked for; moves to where no image is do not count.
 """
 
-import shutil
 from typing import Any
 
 import numpy as np
 
-from attribution.records import UserError
-
-from .click import BROWSERS
+from .click import browser_path
 from .rows import ROOT, Options, Row, row
 
 TRAIN, TEST, CLASSES = 45_000, 5_000, 10
@@ -69,11 +66,7 @@ SCRIPTS = {
 
 
 def measure(options: Options) -> list[Row]:
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
-        raise UserError(
-            found="no Chromium", wanted=f"one of {', '.join(BROWSERS)}", next_step="install one"
-        )
+    browser = browser_path()
     from playwright.sync_api import sync_playwright
 
     rows = []

@@ -5,6 +5,7 @@ MNIST-5k with the paper's MLP, and with `--cifar10` cats and dogs with a narrow 
 attribute. Every arm has its damping and power of q chosen alike, on test images kept apart
 (`bench.arms`); mean and standard deviation are over three seeds of networks (`--repeats`), of the
 controls over one. What is computed stays in `--cache`, so a second run prints the table at once.
+`--only mnist` or `--only cifar2` is one of the two alone.
 """
 
 import sys
@@ -24,7 +25,7 @@ from attribution.stored import seconds
 from attribution.truth import Truth, truth
 
 from .arms import Arm, Read, Setting, Size, difference, read
-from .images import cifar2
+from .images import cifar2, named
 from .rows import Options, Row, row, table
 
 MNIST = Setting(name="MNIST-5k, MLP", blank=BuildSpec(), subsets=100, seeds=5, tuned_on=100)
@@ -98,6 +99,7 @@ CIFAR2_ARMS = (
     Arm(name="naive", strategy="naive", features=WIDER, sizes=FIVE),
     Arm(name="snapshots", strategy="snapshots", features=WIDER, sizes=FIVES),
 )  # fmt: skip
+SETTINGS = {"mnist": (MNIST, MNIST_ARMS), "cifar2": (CIFAR2, CIFAR2_ARMS)}
 
 COLUMNS = (
     "ensemble | directions | LDS, q^1 | LDS, q | LDS, q of training | training s | features s | "
@@ -141,9 +143,11 @@ def cell(value: tuple[float, float | None] | None) -> str:
 
 def measure(options: Options) -> list[Row]:
     store = Store(options.cache or Path("cache"))
-    rows = list(of(store, MNIST, MNIST_ARMS, options))
-    if options.cifar10:
-        rows += of(store, at(CIFAR2, options), CIFAR2_ARMS, options)
+    rows: list[Row] = []
+    for name in options.parts("setting", tuple(SETTINGS)):
+        setting, arms = SETTINGS[name]
+        if setting is MNIST or options.cifar10 or options.only:
+            rows += of(store, at(setting, options), arms, options)
     return rows
 
 
@@ -161,8 +165,8 @@ def show(rows: Sequence[Row]) -> str:
 
 def at(setting: Setting, options: Options) -> Setting:
     """The setting, its data set made known where it is of files."""
-    folder = options.cifar10
-    if folder and setting.blank.data.name == "cifar2":
+    if setting.blank.data.name == "cifar2":
+        folder = named(options.cifar10)
         DATASETS["cifar2"] = lambda: cifar2(folder)
     return setting
 

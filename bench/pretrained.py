@@ -1,6 +1,6 @@
 """A pretrained network, fine-tuned and attributed: EfficientNet-Lite0 with its ImageNet weights.
 
-The first images of CIFAR-10 (--cifar10) at 64 x 64 pixels, 10 % of the training labels flipped;
+The first images of CIFAR-10 (--cifar10) at 128 x 128 pixels, 10 % of the training labels flipped;
 trained on from the weights that `bench.lite0` takes out of a package, and without them. Needs that
 package (requirements-dev.txt).
 """
@@ -17,10 +17,10 @@ import torch
 from attribution.build import Build
 from attribution.data import DATASETS
 from attribution.engine import Engine
-from attribution.records import BuildSpec, DataSpec, EstimatorSpec, FeatureSpec, LoraSpec, UserError
+from attribution.records import BuildSpec, DataSpec, EstimatorSpec, FeatureSpec, LoraSpec
 
 from . import lite0
-from .images import cifar10_start
+from .images import cifar10_start, named
 from .rows import Options, Row, row
 
 TRAIN, TEST = 200, 60
@@ -28,11 +28,11 @@ CODE = str(Path(lite0.__file__))
 SPEC = BuildSpec(
     data=DataSpec(name="cifar10", noise=0.1),
     model=f"{CODE}:network",
-    preprocess=f"{CODE}:large",
+    preprocess=f"{CODE}:larger",
     models=1,
     masks=0,
     strategy="naive",
-    epochs=3,
+    epochs=15,
     features=FeatureSpec(ka=16, kg=2),  # of a hundred layers
     lora=LoraSpec(targets=("conv_pw", "conv_pwl", "classifier"), epochs=2),
     estimator=EstimatorSpec(q="training", q_power=0.75),
@@ -47,13 +47,7 @@ HITS = 10
 
 
 def measure(options: Options) -> list[Row]:
-    if options.cifar10 is None:
-        raise UserError(
-            found="no CIFAR-10",
-            wanted="a folder with its train.parquet",
-            next_step="give --cifar10 PATH",
-        )
-    images = cifar10_start(options.cifar10, TRAIN, TEST)
+    images = cifar10_start(named(options.cifar10), TRAIN, TEST)
     DATASETS["cifar10"] = lambda: images
     rows = []
     with tempfile.TemporaryDirectory() as folder:

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from attribution.records import known
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -24,10 +26,18 @@ class Options:
     cifar10: Path | None = None  # a folder with train.parquet of CIFAR-10 images
     cache: Path | None = None  # where a benchmark that takes long keeps what it computed
     seed: int = 0
+    minutes: float = 0.0  # of the whole or of each part; 0: the benchmark's own number
+    only: tuple[str, ...] = ()  # names of its parts; none: all
 
     def times(self, default: int) -> int:
         """How often to repeat."""
         return self.repeats or default
+
+    def parts(self, kind: str, every: Sequence[str]) -> Sequence[str]:
+        """Those asked for with --only, or all; raises UserError on a name that is not there."""
+        for name in self.only:
+            known(kind, name, tuple(every), "--only")
+        return self.only or every
 
 
 @dataclass(frozen=True, kw_only=True)

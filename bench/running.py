@@ -10,11 +10,14 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from .rows import ROOT
 
 DEMO = ("--noise", "0.1")  # what `make demo` gives to `build`
 PATIENCE = 120  # seconds that the app may take to start
+# Conditions that a page is waited for come as text, which the app's own policy does not let run.
+VIEW: dict[str, Any] = {"viewport": {"width": 1400, "height": 900}, "bypass_csp": True}
 
 
 def command(cache: Path, threads: int, *words: str) -> str:
@@ -33,6 +36,13 @@ def command(cache: Path, threads: int, *words: str) -> str:
 @contextmanager
 def app(cache: Path, workspace: Path | None = None) -> Iterator[str]:
     """The web app on a free port, its address given once it answers."""
+    with server(cache, workspace) as (address, _):
+        yield address
+
+
+@contextmanager
+def server(cache: Path, workspace: Path | None = None) -> Iterator[tuple[str, int]]:
+    """`app`, with the number of its process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -50,7 +60,7 @@ def app(cache: Path, workspace: Path | None = None) -> Iterator[str]:
             if process.poll() is not None or time.perf_counter() - began > PATIENCE:
                 raise RuntimeError("the app did not start; try `python -m attribution app`")
             time.sleep(0.05)
-        yield address
+        yield address, process.pid
     finally:
         process.terminate()
         process.wait()

@@ -19,7 +19,7 @@ from PIL import Image
 from .click import SCRIPT, browser_path
 from .images import pictures
 from .rows import Options, Row, row
-from .running import app, command
+from .running import VIEW, app, command
 
 TRAIN, TEST = 200, 50
 ENSEMBLE = (
@@ -47,7 +47,7 @@ def upload_rows(chromium: Any, address: str, build_id: str, times: int) -> list[
     """Seconds from the choice of a file to its proponents and their pictures, each in a session."""
     found = []
     for turn in range(1 + times):
-        page = chromium.new_page(viewport={"width": 1400, "height": 900})
+        page = chromium.new_page(**VIEW)
         page.add_init_script(SCRIPT)
         page.goto(f"{address}/try_image?build={build_id}")
         page.wait_for_selector("input[type=file]", state="attached", timeout=120_000)

@@ -7,7 +7,7 @@ import streamlit as st
 from attribution.jobs import Job
 from attribution.proposal import Proposal, proposed
 from attribution.records import BuildSpec, DataSpec, EstimatorSpec
-from attribution.strategies import axes, options, usual_power, usual_q
+from attribution.strategies import axes, options, usual_power, usual_q, usual_training
 from pages.parts import own
 from pages.parts.access import BUILD
 from pages.parts.builds_table import builds_table
@@ -15,7 +15,7 @@ from pages.parts.estimated import estimate, estimated
 from pages.parts.grid import notice
 from pages.parts.jobs import RUNNING, bar
 from pages.parts.managing import managing, removing
-from pages.parts.opened import engine, head, launch, may, whole
+from pages.parts.opened import engine, head, launch, locked, may, whole
 from pages.parts.trouble import guarded
 from pages.parts.words import span
 
@@ -162,6 +162,7 @@ def settings(data: str, found: dict[str, Any] | None) -> None:
         model=model,
         width=width if model == "resnet9" else 1.0,
         epochs=epochs,
+        **usual_training(model),
         strategy="naive" if bare else strategy,
         models=networks,
         p=dropout if chosen["masks"] else BuildSpec().p,
@@ -202,7 +203,9 @@ def jobs(was_busy: bool) -> None:
             said = " ".join([*command, *job.options]).replace("`", "'")
             words.caption(f"`{said or 'default settings'}`")
             if job.state == RUNNING:
-                if action.button("Cancel", key=f"cancel_{job.id}", width="stretch"):
+                if action.button(
+                    "Cancel", **locked(BUILD, key=f"cancel_{job.id}", width="stretch")
+                ):
                     may(BUILD).cancel(job.id)
                     st.rerun(scope="fragment")
                 bar(job)
@@ -213,9 +216,12 @@ def jobs(was_busy: bool) -> None:
                     st.switch_page(f"pages/{page}.py", query_params={"build": job.build})
             elif resumable(job, found) and action.button(
                 "Resume",
-                key=f"resume_{job.id}",
-                width="stretch",
-                help="Goes on where it was: what was finished is not made again.",
+                **locked(
+                    BUILD,
+                    key=f"resume_{job.id}",
+                    width="stretch",
+                    help="Goes on where it was: what was finished is not made again.",
+                ),
             ):
                 launch(list(job.options), job.command)
                 st.rerun()

@@ -12,11 +12,20 @@ from attribution.export import comparison_csv
 from attribution.making import spec_from
 from attribution.records import Hit, UserError
 from pages.parts import charts
+from pages.parts.access import BUILD
 from pages.parts.asked import chosen_test, pick, question, test_grid
 from pages.parts.grid import consume, notice
 from pages.parts.jobs import RUNNING
 from pages.parts.measuring import measurements, measuring
-from pages.parts.opened import build_or_stop, command_line, engine, ensemble_name, go, launch
+from pages.parts.opened import (
+    build_or_stop,
+    command_line,
+    engine,
+    ensemble_name,
+    go,
+    launch,
+    locked,
+)
 from pages.parts.thumbs import inline
 from pages.parts.trouble import guarded
 from pages.parts.words import blink, literal, readable, size, span
@@ -121,6 +130,7 @@ def table(rows: list[Row]) -> None:
                 "index": size(one["bytes"]["index"]),
                 "all": size(compare.COSTS["bytes of all"](one)),
                 "peak memory": size(one["peak_memory"]),
+                "threads": one.get("threads"),  # not of older builds
             }
             for one in sorted(rows, key=lambda one: -(one["lds"] or 0))
         ],
@@ -397,7 +407,7 @@ def settings(build: Build) -> None:
             "far confident examples are turned down can be chosen from the first network alone. "
             "Takes about a minute."
         )
-        if action.button("Choose settings", key="tune", width="stretch"):
+        if action.button("Choose settings", **locked(BUILD, key="tune", width="stretch")):
             launch([build.id], "tune")
             st.rerun()
         return
@@ -427,7 +437,7 @@ def settings(build: Build) -> None:
             "refitted last layer changes."
         )
         st.code(command_line(["build", *found["options"]]), language="bash", wrap_lines=True)
-        if st.button("Start this build", key="start_tuned"):
+        if st.button("Start this build", **locked(BUILD, key="start_tuned")):
             launch(found["options"])
             go("builds")
 
@@ -558,7 +568,7 @@ def budget(known: list[Row]) -> None:
         )
         options = strategies.options(wanted)
         st.code(command_line(["build", *options]), language="bash", wrap_lines=True)
-        if st.button("Start this build", key="start_advised"):
+        if st.button("Start this build", **locked(BUILD, key="start_advised")):
             launch(options)
             go("builds")
 

@@ -9,10 +9,20 @@ from attribution.build import Build
 from attribution.jobs import Job
 from attribution.records import UserError
 from pages.parts import picked, points
+from pages.parts.access import BUILD
 from pages.parts.asked import test_item, views
 from pages.parts.grid import consume, grid, notice, plane, subject
 from pages.parts.jobs import RUNNING, framed
-from pages.parts.opened import DOUBT, build_or_stop, command_line, engine, go, launch, thumb
+from pages.parts.opened import (
+    DOUBT,
+    build_or_stop,
+    command_line,
+    engine,
+    go,
+    launch,
+    locked,
+    thumb,
+)
 from pages.parts.thumbs import inline
 from pages.parts.trouble import guarded
 from pages.parts.words import UNLABELLED
@@ -56,7 +66,8 @@ def missing(build: Build) -> None:
         )
         words.caption("Or in a terminal:")
         words.code(command_line(["map", build.id]), language="bash", wrap_lines=True)
-        if action.button("Make the map", type="primary", key="make_map", width="stretch"):
+        primary = locked(BUILD, type="primary", key="make_map", width="stretch")
+        if action.button("Make the map", **primary):
             launch([build.id], "map")
             st.rerun()
 
@@ -71,7 +82,7 @@ def watch(build: Build) -> None:
     busy = [job for job in making(build) if job.state == RUNNING]
     if not busy:
         st.rerun()
-    if framed(busy[0], "Log and cancel", "to_builds"):
+    if framed(busy[0], "Log and cancel", key="to_builds"):
         go("builds")
 
 

@@ -1,11 +1,11 @@
 """The labels that are most likely wrong, one key press each."""
 
 from collections import Counter
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from time import monotonic
 from typing import Any, NamedTuple
 
-import pandas as pd
 import streamlit as st
 
 from attribution import audit
@@ -24,10 +24,13 @@ from pages.parts.grid import (
     redo,
     undo,
 )
-from pages.parts.opened import DOUBT, build_or_stop, engine, thumb
+from pages.parts.opened import build_or_stop, engine
+from pages.parts.queued import WATCHERS, items, served
 from pages.parts.trouble import guarded
 
 PAGE = 48
+SENT = 0.5  # seconds after which what was drawn has been sent
+REST = 3.0  # seconds without a key after which the page may be drawn anew
 ANY = "any"
 NOBODY = "nobody named"
 SUSPICION = "suspicion"
@@ -77,6 +80,7 @@ def main() -> None:
         "Review", "Training images whose label is probably wrong, the most suspicious first."
     )
     queue(build)
+    st.session_state["drawn"] = 0.0  # long ago: what a run of the whole page draws is not dropped
     watch(build)  # after it: by then the page shows what is there
 
 
@@ -84,29 +88,60 @@ def main() -> None:
 @guarded
 def queue(build: Build) -> None:
     """The page below its head: a decision reruns this and nothing else."""
-    consume("deck", lambda action: act(build, action))
-    stand = engine().decisions.standing(build.data_id)
-    st.session_state["seen"] = stand.newest
-    view = toolbar(build, stand)
-    listed = listing(build, view, stand)
-    if (wanted := st.session_state.pop("review_at", None)) is not None:
-        go_to(wanted)
-    found = reckoning.reckoned(build, stand)
-    reckoning.sentence(found, len(stand.conflicts()))
-    notice()
-    show(build, listed, stand)
-    if found:
-        reckoning.figures(found)
+    with drawing():
+        consume("deck", lambda action: act(build, action))
+        stand = engine().decisions.standing(build.data_id)
+        st.session_state["seen"] = stand.newest
+        view = toolbar(build, stand)
+        listed = listing(build, view, stand)
+        if (wanted := st.session_state.pop("review_at", None)) is not None:
+            go_to(wanted)
+        found = reckoning.reckoned(build, stand)
+        reckoning.sentence(found, len(stand.conflicts()))
+        notice()
+        show(build, listed, stand)
+        if found:
+            reckoning.figures(found)
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Note when what is inside came to its end, or that it was cut short."""
+    st.session_state["drawn"] = None
+    try:
+        yield
+    except Exception:  # which is told; what cuts short is none
+        st.session_state["drawn"] = monotonic()
+        raise
+    st.session_state["drawn"] = monotonic()
 
 
 @st.fragment(run_every=2)
 def watch(build: Build) -> None:
-    """Draw the page anew when another reviewer, tab or program decided something."""
+    """Draw the page anew when another reviewer, tab or program decided something.
+
+    Where many decide all the time, less often: each decision would be drawn for everybody, and a
+    visitor's next act shows it anyway. What the visitor did is drawn again if it may be that a
+    tick cut its run short, or came when Streamlit had not sent yet what that drew: it drops both.
+    Nothing is drawn while keys come: a run of the whole page that the next one cuts short puts the
+    deck in place anew. It keeps those keys, but what is seen would stop for a moment.
+    """
+    now, drawn = monotonic(), st.session_state["drawn"]
+    if drawn is None or now - drawn < SENT:
+        st.session_state["owed"] = True
+    if now - st.session_state.get("acted", -REST) < REST:
+        return
+    if st.session_state.pop("owed", False):
+        st.rerun()
     try:
         newest = engine().decisions.newest(build.data_id)
     except UserError:  # which the queue tells
         return
-    if newest != st.session_state.get("seen", newest):
+    calm = WATCHERS.calm(st.session_state.get("epoch", ""), now)
+    if newest == st.session_state.get("seen", newest):
+        return
+    if now - st.session_state.get("redrawn", -calm) >= calm:
+        st.session_state["redrawn"] = now
         st.rerun()
 
 
@@ -154,19 +189,13 @@ def selection(build: Build) -> str:
     return text or ANY
 
 
-@lru_cache(maxsize=4)
-def served(build_id: str) -> pd.DataFrame:
-    """All training images in the order of the queue."""
-    build = engine().open(build_id)
-    return audit.served(build.mislabels(), DOUBT, build.data_id)
-
-
 def listing(build: Build, view: View, stand: Standing) -> Listed:
     """The images to show. A decision takes none away, so that nothing moves under the keys."""
     found = matching(build, view, stand)
     old = st.session_state.get("listed")
     if old and old.view == view:
-        listed = Listed(view, tuple(dict.fromkeys((*old.ids, *found))))
+        more = found != old.ids
+        listed = Listed(view, tuple(dict.fromkeys((*old.ids, *found)))) if more else old
     else:
         listed = Listed(view, found)
         st.session_state["review_page"] = first_open(build, listed, stand)
@@ -181,7 +210,9 @@ def signals(build: Build) -> list[str]:
 
 def matching(build: Build, view: View, stand: Standing) -> tuple[int, ...]:
     """The images that the filters let through, in order."""
-    rows = served(build.id) if view.whole else build.mislabels()
+    if view.whole and view.which == "queue":
+        return served(build).ids
+    rows = served(build).rows if view.whole else build.mislabels()
     for name, column in ((view.labelled, "given_label"), (view.like, "suggested_label")):
         if name != ANY:
             rows = rows[rows[column] == build.classes.index(name)]
@@ -226,9 +257,8 @@ def show(build: Build, listed: Listed, stand: Standing) -> None:
     first = (page - 1) * PAGE
     ids = listed.ids[first : first + PAGE]
     view = listed.view
-    suspects = build.mislabels()
-    likely = suspects[suspects.score > DOUBT]
-    done = int(audit.among(likely, stand.in_force()).sum())
+    likely, decided = served(build).likely, stand.in_force()
+    done = sum(one in decided for one in likely)
     chosen = [
         f"{words} {value}"
         for words, value, plain in (
@@ -245,7 +275,7 @@ def show(build: Build, listed: Listed, stand: Standing) -> None:
     deck(
         "deck",
         lambda action: act(build, action),
-        items=[item(build, i, view) for i in ids],
+        items=items(build, ids, view.whole),
         verdicts=verdicts(build, ids, stand),
         classes=list(build.classes),
         keys=class_keys(build),
@@ -275,24 +305,6 @@ def tally(stand: Standing) -> str:
     return (
         f"{counts['keep']} kept, {counts['relabel']} relabelled, {counts['drop']} dropped{unsure}"
     )
-
-
-def item(build: Build, train_id: int, view: View) -> dict[str, Any]:
-    one = served(build.id).loc[train_id]
-    given = build.classes[one.given_label]
-    doubted = one.suggested_probability > one.given_probability  # else it looks like what it is
-    return {
-        "id": train_id,
-        "src": thumb(build, "train", train_id),
-        "alt": f"Training image {train_id}, labelled {given}",
-        "name": build.name("train", train_id),
-        "given": int(one.given_label),
-        "suggested": int(one.suggested_label if doubted else one.given_label),
-        "probabilities": [f"{one.given_probability:.0%}", f"{one.suggested_probability:.0%}"],
-        "suspicion": f"{one.score:.0%}",
-        "why": one.why,
-        "spot": bool(one.spot_check and view.whole),
-    }
 
 
 def verdicts(build: Build, ids: Sequence[int], stand: Standing) -> dict[int, dict[str, Any]]:
@@ -325,6 +337,8 @@ def words(build: Build, decision: Decision) -> str:
 
 def act(build: Build, action: dict[str, Any]) -> None:
     """One action of the deck."""
+    st.session_state["acted"] = monotonic()
+    st.session_state["drawn"] = None
     kind = action.get("type")
     if kind == "decide":
         settles = action.get("settle") is True
@@ -334,7 +348,8 @@ def act(build: Build, action: dict[str, Any]) -> None:
         if about and about[0].example_id in build.train_ids:
             go_to(build.train_ids.index(about[0].example_id))
     elif kind in ("more", "less"):
-        st.session_state["review_page"] += 1 if kind == "more" else -1
+        by = 1 if kind == "more" else -1
+        st.session_state["review_page"] = max(1, st.session_state["review_page"] + by)
     elif kind == "go":
         go_to(action.get("id"))
     elif kind == "reviewer" and not reviewer.reviewer():
@@ -343,7 +358,7 @@ def act(build: Build, action: dict[str, Any]) -> None:
 
 def chosen(build: Build, action: dict[str, Any]) -> Choice:
     """A choice with its evidence."""
-    order = served(build.id)
+    order = served(build).rows
     if action.get("id") not in order.index:
         return choice(build, action, {})  # which says what is wrong
     row = order.loc[action["id"]]

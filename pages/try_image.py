@@ -1,7 +1,6 @@
 """An image of the visitor's own: what the networks say of it, and the training images behind it."""
 
 from base64 import b64encode
-from functools import lru_cache
 from hashlib import sha256
 from typing import NamedTuple
 
@@ -10,12 +9,13 @@ import streamlit as st
 
 from attribution.build import Build
 from attribution.exchange import png
-from attribution.pictures import ENDINGS, Aside, Picture, alike, taken
+from attribution.pictures import ENDINGS, Aside, alike
 from attribution.records import Tried
 from pages.parts.asked import as_seen, pixels
 from pages.parts.grid import consume, notice, on_train, subject
 from pages.parts.hits import for_and_against
 from pages.parts.opened import build_or_stop
+from pages.parts.thumbs import shrunk
 from pages.parts.words import literal
 
 HITS = 12  # of each kind
@@ -141,7 +141,7 @@ def digest(image: np.ndarray) -> str:
 
 def card(build: Build, brought: Brought, image: np.ndarray, found: Tried) -> None:
     """The picture beside the probabilities of its classes; Z shows what the network gets."""
-    picture = shrunk(brought.content)
+    picture = shrunk(brought.content, SHOWN)
     network = build.as_seen(image)
     top = sorted(range(len(build.classes)), key=lambda c: -found.probs[c])[:LIKELY]
     if found.target not in top:
@@ -170,11 +170,6 @@ def card(build: Build, brought: Brought, image: np.ndarray, found: Tried) -> Non
             as_seen(image, network),
         ],
     )
-
-
-@lru_cache(maxsize=4)  # a large one takes a while, and each click draws it again
-def shrunk(content: bytes) -> Picture:
-    return taken(content, SHOWN)
 
 
 def data_url(image: np.ndarray) -> str:

@@ -1,11 +1,14 @@
 """A real, tiny build that the page and browser tests share."""
 
 import os
+import resource
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small work; threads would wait for each other
+os.environ.pop("COLUMNS", None)  # pytest-xdist's: tables would be as narrow as its terminal
 
 import pytest
 
@@ -23,6 +26,7 @@ class Tiny(NamedTuple):
     cache: Path
     workspace: Path
     build: str
+    born: frozenset[tuple[str, str]] = frozenset()  # artifacts, before a test has added others
 
 
 @pytest.fixture(scope="session")
@@ -38,8 +42,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
         estimator=EstimatorSpec(),
         index_dims=32,
     )
-    made = Engine(root / "cache", root).build(spec)
-    return Tiny(root / "cache", root, made["build"])
+    engine = Engine(root / "cache", root)
+    made = engine.build(spec)
+    return Tiny(root / "cache", root, made["build"], frozenset(engine.store.names()))
 
 
 @pytest.fixture(scope="session")
@@ -66,9 +71,35 @@ def build(engine: Engine, tiny: Tiny) -> Build:
 
 
 @pytest.fixture(scope="module")
+def place(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """The tiny build, with a workspace for the tests of a file."""
+    return Tiny(tiny.cache, tmp_path_factory.mktemp("workspace"), tiny.build)
+
+
+@pytest.fixture(scope="module")
+def url(place: Tiny) -> Iterator[str]:
+    """Where a real server has the app on it."""
+    from chromium import app_server
+
+    with app_server(place.cache, place.workspace) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
 def browser() -> Iterator["Browser"]:
     """A real Chromium for the tests of a file."""
     from chromium import chromium
 
     with chromium() as found:
         yield found
+
+
+@contextmanager
+def room(size: int) -> Iterator[None]:
+    """The system refuses to write files larger than `size` bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

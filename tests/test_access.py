@@ -268,8 +268,10 @@ def test_who_reviews_decides_under_the_address_of_the_login_and_builds_nothing(
     act(app, "deck", {"type": "decide", "id": 0, "verdict": "drop"})
     assert not told(fine(app))
     assert [one.reviewer for one in engine.decisions.history(build.data_id)] == [BOB]
-    assert "name and delete builds" in noted(app, build, "mine")
-    assert engine.notes.all() == {}
+    app.session_state["managing"] = True
+    app.switch_page("pages/builds.py").run()
+    save = app.button(key=f"save_{build.id}")
+    assert save.disabled and "may not start, cancel, name and delete builds" in save.help
     assert "name and delete builds" in told(visited("builds", user(BOB)))
 
 

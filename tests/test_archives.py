@@ -216,6 +216,49 @@ def test_damage_and_locks_are_one_sentence(tmp_path: Path) -> None:
     assert "holds no pictures" in refused(zipped({"readme.txt": b"x"}), tmp_path)
 
 
+def test_a_header_that_says_more_than_there_is_ends_where_the_archive_does(tmp_path: Path) -> None:
+    class Counted(BytesIO):
+        reads = 0
+
+        def read(self, size: int | None = -1) -> bytes:
+            self.reads += 1
+            return super().read(size)
+
+    one = tarfile.TarInfo("a/0.txt")
+    one.size = 2**34  # a larger one would keep tarfile busy for days
+    archive = Counted(one.tobuf(tarfile.GNU_FORMAT) + bytes(2000))
+    assert "it ends too early" in refused(archive, tmp_path, "a.tar")
+    assert archive.reads < 100
+
+
+def test_a_file_without_a_name_is_passed_over(tmp_path: Path) -> None:
+    out = BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("a/0.png", PNG)
+        nameless = zipfile.ZipInfo("x")
+        archive.writestr(nameless, PNG)
+        nameless.filename = ""  # as the directory has it, which is written last
+    found = unpacked(out, "some.zip", tmp_path)
+    assert files_in(found) == {"a/0.png": PNG}
+    assert found.passed == {"hidden files": 1}
+
+
+def test_no_disk_is_blamed_for_what_is_wrong_with_an_archive(tmp_path: Path) -> None:
+    packed = BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_BZIP2) as archive:
+        archive.writestr("a/0.png", PNG)
+    content = packed.getvalue()
+    at = content.index(b"BZh")
+    spoilt = content[:at] + b"BZx" + content[at + 3 :]
+    end = content.index(b"PK\x05\x06") + 16  # where the directory is said to begin
+    before = content[:end] + (2**31 - 1).to_bytes(4, "little") + content[end + 4 :]
+    for n, one in enumerate((spoilt, before)):
+        path = tmp_path / f"{n}.zip"
+        path.write_bytes(one)
+        with path.open("rb") as file:  # whose seeks fail otherwise than those of bytes in memory
+            assert "is damaged" in refused(file, tmp_path / "data")
+
+
 def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Full(io.FileIO):
         def write(self, content: bytes) -> int:

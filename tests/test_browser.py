@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 from zipfile import ZipFile
 
 import pytest
-from chromium import app_server, chromium_path
+from chromium import chromium_path
 from conftest import Tiny
 from playwright.sync_api import Browser, Locator, Page, expect
 
@@ -29,11 +29,6 @@ expect.set_options(timeout=20_000)  # a busy machine is slow, not wrong
 
 
 @pytest.fixture(scope="module")
-def place(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    return Tiny(tiny.cache, tmp_path_factory.mktemp("workspace"), tiny.build)
-
-
-@pytest.fixture(scope="module")
 def engine(place: Tiny) -> Engine:
     return Engine(place.cache, place.workspace)
 
@@ -41,12 +36,6 @@ def engine(place: Tiny) -> Engine:
 @pytest.fixture(scope="module")
 def build(engine: Engine, place: Tiny) -> Build:
     return engine.open(place.build)
-
-
-@pytest.fixture(scope="module")
-def url(place: Tiny) -> Iterator[str]:
-    with app_server(place.cache, place.workspace) as address:
-        yield address
 
 
 @pytest.fixture
@@ -284,6 +273,22 @@ def test_the_review_is_done_without_a_mouse(
         press("u")
     expect(deck.locator(".tile .mark")).to_have_count(0)
     assert stand(engine, build) == []
+
+
+def test_the_arrows_lead_from_page_to_page(page: Page, url: str) -> None:
+    deck = review(page, url)
+    first = shown_ids(page, "Images to review")
+    deck.locator(".tile").last.click()
+    page.keyboard.press("ArrowRight")
+    expect(deck.get_by_text("49–96 of")).to_be_visible()
+    second = shown_ids(page, "Images to review")
+    expect(deck.locator(".tile.at")).to_have_attribute("data-id", str(second[0]))
+    page.keyboard.press("ArrowLeft")
+    expect(deck.get_by_text("1–48 of")).to_be_visible()
+    expect(deck.locator(".tile.at")).to_have_attribute("data-id", str(first[-1]))
+    deck.locator(".tile").first.click()
+    page.keyboard.press("ArrowLeft")  # there is nothing before
+    expect(deck.locator(".tile.at")).to_have_attribute("data-id", str(first[0]))
 
 
 def test_everything_in_the_review_has_a_button(

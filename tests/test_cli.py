@@ -6,13 +6,10 @@ Whole processes where the process matters; else the real `main`, which starts in
 import json
 import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import typer
-from conftest import Tiny
+from conftest import Tiny, room
 from scipy.stats import spearmanr
 
 from attribution.__main__ import app, main
@@ -98,12 +95,13 @@ def assert_mistake(ended: Ended, found: str, wanted: str, next_step: str) -> Non
 
 def test_a_build_by_command_is_one_json_document_and_done_the_second_time(tmp_path, run):
     words = ("build", *SMALL, "--cache", tmp_path / "cache", "--json")
-    first = process(*words)
+    first = process(*words, "--threads", 2)
     made = document(first)
     assert set(made) == {
-        "build", "seconds", "bytes", "train", "test", "accuracy", "coverage", "search",
+        "build", "seconds", "bytes", "train", "test", "accuracy", "coverage", "threads", "search",
         "already_done",
     }  # fmt: skip
+    assert made["threads"] == 2
     assert (made["train"], made["test"], made["coverage"]) == (4500, 500, 1.0)
     assert set(made["seconds"]) == {"train", "basis", "features", "fit", "query"}
     assert all(s > 0 for s in made["seconds"].values())
@@ -118,6 +116,8 @@ def test_a_build_by_command_is_one_json_document_and_done_the_second_time(tmp_pa
     assert made["already_done"] is False
     assert "features ..." in first.err  # what happens is told on the other stream
     assert document(process(*words)) == made | {"already_done": True}
+    told = process(*words[:-1], "--damping", 0.5, "--threads", 1)
+    assert "; 1 thread)." in " ".join(told.out.split())
     words = ("mislabels", made["build"], "--cache", tmp_path / "cache", "--json")
     assert set(document(run(*words))) == {"examples"}  # no label was flipped: nothing is known
 
@@ -414,6 +414,7 @@ MISTAKES = {
         "build --noise .1 --noise-kind x", "kind of noise 'x'", "uniform, class", "--noise-kind",
     ),
     "masks": ("build --masks 0", "--masks 0", "from 1", "--masks"),
+    "threads": ("build --threads -1", "--threads -1", "from 0 to 1024", "--threads"),
     "models": ("build --models 0", "--models 0", "from 1", "--models"),
     "dropout": ("build --dropout 1", "--dropout 1", "from 1e-06 to 0.999", "--dropout"),
     "noise": ("build --noise 1.5", "1.5", "at least 0 and below 1", "--noise"),
@@ -499,17 +500,6 @@ def test_a_cache_that_cannot_be_written_is_a_mistake(tmp_path, run, cache):
     cache = cache.format(file=tmp_path / "file")
     ended = run("build", *SMALL, "--cache", cache)
     assert_mistake(ended, f"the cache {cache} cannot be written", "may write to", "--cache")
-
-
-@contextmanager
-def room(size: int) -> Iterator[None]:
-    """The system refuses to write files larger than `size`."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_cache_without_room_is_a_mistake_and_what_is_finished_stays(tiny, run, tmp_path):

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from threading import Barrier
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -510,9 +511,65 @@ def test_a_file_that_is_put_back_or_replaced_is_read_anew(log, tmp_path):
     shutil.copy(early, log.path)
     assert set(log.in_force(DATA)) == {"e-0"} and log.standing(DATA).newest == 1
     log.path.unlink()
-    assert log.in_force(DATA) == {}
-    log.decide(DATA, "e-7", "drop")  # has the number that the first had
+    Decisions(log.path).decide(DATA, "e-7", "drop")  # has the number that the first had
     assert set(log.in_force(DATA)) == {"e-7"}
+
+
+@pytest.mark.parametrize("act", ["decide", "undo", "redo", "in_force", "history", "newest"])
+def test_a_log_that_has_gone_is_a_sentence_and_no_second_one_is_begun(log, act):
+    """As when a disk is no longer there: what was decided on it is not lost, nor forgotten."""
+    log.decide(DATA, "e-0", "keep")
+    away = log.path.parent.rename(log.path.parent.with_name("away"))
+    with pytest.raises(UserError, match="have gone") as told:
+        log.decide(DATA, "e", "keep") if act == "decide" else getattr(log, act)(DATA)
+    assert str(log.path) in told.value.found and "bring it back" in told.value.next_step
+    assert not log.path.parent.exists()
+    away.rename(log.path.parent)
+    log.decide(DATA, "e-1", "drop")
+    assert set(log.in_force(DATA)) == {"e-0", "e-1"}
+
+
+def test_no_flipped_byte_of_the_log_is_read(log):
+    for n in range(12):
+        log.decide(DATA, f"e-{n}", "relabel", label=n % 10, reviewer="Zoë", evidence='{"a": 0.5}')
+    log.undo(DATA, "Zoë")
+    wanted, content = log.standing(DATA), log.path.read_bytes()
+    draw, named = np.random.default_rng(0), 0
+    used = [n for n, byte in enumerate(content) if byte]  # most of a small file is empty
+    for at in draw.choice(used, 150, replace=False):
+        harmed = bytearray(content)
+        harmed[at] ^= 1 << int(draw.integers(8))
+        log.path.write_bytes(harmed)
+        try:
+            assert Decisions(log.path).standing(DATA) == wanted
+        except UserError as error:
+            assert str(log.path) in error.found and "\n" not in str(error)
+            named += 1
+    assert named > 100
+
+
+def test_an_event_that_was_changed_is_named_and_may_be_taken_as_it_stands(log):
+    for n in range(3):
+        log.decide(DATA, f"e-{n}", "relabel", label=n)
+    with closing(sqlite3.connect(log.path)) as db, db:
+        db.execute("UPDATE events SET label = 7 WHERE seq = 2")
+    with pytest.raises(UserError, match="event 2 is not what was written") as told:
+        Decisions(log.path).in_force(DATA)
+    command = told.value.next_step.split('"')[1]
+    assert command.startswith("UPDATE events SET seal")
+    with closing(sqlite3.connect(log.path)) as db, db:
+        db.execute(command)
+    assert Decisions(log.path).in_force(DATA)["e-1"].label == 7
+
+
+@pytest.mark.parametrize("gone", [1, 2, 3])
+def test_an_event_that_is_missing_is_named(log, gone):
+    for n in range(3):
+        log.decide(f"data {n}", "e", "keep")  # whatever data it was about
+    with closing(sqlite3.connect(log.path)) as db, db:
+        db.execute("DELETE FROM events WHERE seq = ?", (gone,))
+    with pytest.raises(UserError, match=f"event {gone} is missing"):
+        Decisions(log.path).in_force("data 0")
 
 
 def test_two_reviewers_who_decide_one_example_at_once_are_both_kept(log):

@@ -584,6 +584,13 @@ def test_a_build_killed_at_every_stage_resumes_and_ends_as_an_undisturbed_one(tm
     assert not list(cache.glob("index/.*"))  # what the kill left is gone
 
 
+def test_a_build_killed_when_all_but_the_votes_is_there_makes_them_when_it_is_asked_for(tiny, copy):
+    before = contents(copy)
+    shutil.rmtree(copy / "votes")
+    assert Engine(copy).build(tiny_spec(tiny))["build"] == tiny.build
+    assert contents(copy) == before
+
+
 # Shards.
 
 
@@ -736,6 +743,10 @@ def bad_specs() -> Iterator[tuple[str, BuildSpec, str, str]]:
     for noise in (1, -0.1, 7, float("nan")):
         changed = replace(SMALL, data=DataSpec(noise=noise))
         yield f"label noise of {noise:g}", changed, "at least 0 and below 1", "--noise"
+    for decay in (-0.1, float("inf")):
+        yield f"--weight-decay {decay:g}", replace(SMALL, decay=decay), "0 to", "--weight-decay"
+    changed = replace(SMALL, schedule="cosine")
+    yield "unknown schedule 'cosine'", changed, "constant, linear", "--schedule"
     changed = replace(SMALL, data=DataSpec(noise=0.1, noise_seed=-1))
     yield "--noise-seed -1", changed, "from 0 to", "--noise-seed"
     changed = replace(SMALL, data=DataSpec(name="mnist"))
@@ -750,6 +761,8 @@ def bad_specs() -> Iterator[tuple[str, BuildSpec, str, str]]:
     yield "unknown strategy 'lora2'", replace(SMALL, strategy="lora2"), "dropout", "--strategy"
     changed = replace(SMALL, estimator=EstimatorSpec(name="shapley"))
     yield "unknown estimator 'shapley'", changed, "trak, graddot, gradcos", "--estimator"
+    changed = replace(SMALL, features=FeatureSpec(precision="float8"))
+    yield "unknown precision 'float8'", changed, "float32, bfloat16", "--precision"
     changed = replace(SMALL, features=FeatureSpec(basis="yours"))
     yield "unknown basis 'yours'", changed, "own, random", "--basis"
 

@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from apptest import at_place, items, page
+from conftest import Tiny
 
+from attribution.audit import served
 from attribution.data import dataset
 from attribution.engine import Engine
 from attribution.folds import FIRST_SEED, FoldsSpec, fold_of, folds
@@ -16,6 +19,7 @@ from attribution.models import network
 from attribution.records import BuildSpec, DataSpec, RunSpec, UserError
 from attribution.store import Store
 from attribution.train import probabilities, train
+from pages.parts.opened import DOUBT
 
 SMALL = BuildSpec(data=DataSpec(noise=0.1), width=0.1, epochs=2)
 
@@ -124,16 +128,23 @@ def test_a_second_time_all_is_done_and_a_part_is_kept(store):
     np.testing.assert_array_equal(again.array("belief"), artifact.array("belief"))
 
 
-def test_a_build_goes_by_its_folds_once_they_are_there(tiny, tmp_path):
+def test_a_build_goes_by_its_folds_once_they_are_there(tiny, tmp_path, monkeypatch):
+    def queue():
+        return [one["id"] for one in items(page("review"), "deck")]
+
     shutil.copytree(tiny.cache, tmp_path / "cache")
+    at_place(Tiny(tmp_path / "cache", tmp_path, tiny.build), monkeypatch)
     engine = Engine(tmp_path / "cache", tmp_path)
     build = engine.open(tiny.build)
     before = build.mislabels()
+    shown = queue()
     assert "signal_unseen" not in before
     with pytest.raises(UserError, match=f"python -m attribution folds {build.id}"):
         build.mislabels("unseen")
     found = engine.folds(build.id)
     after = build.mislabels()
+    order = served(after, DOUBT, build.data_id).index.tolist()
+    assert queue() == order[: len(shown)] != shown  # of a page that was there before
     made = engine.store.find("folds", found["folds"])
     given = made.array("belief")[np.arange(4500), build.train_labels_N]
     np.testing.assert_allclose(after.sort_index()["signal_unseen"], 1 - given, rtol=1e-5)

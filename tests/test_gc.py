@@ -27,9 +27,12 @@ def fill(draft: Draft) -> None:
 
 @pytest.fixture
 def engine(tiny: Tiny, tmp_path: Path) -> Engine:
-    """The tiny build in a cache of its own."""
+    """The tiny build in a cache of its own, without what other tests have made beside it."""
     shutil.copytree(tiny.cache, tmp_path / "cache")
-    return Engine(tmp_path / "cache", tmp_path / "workspace")
+    engine = Engine(tmp_path / "cache", tmp_path / "workspace")
+    for kind, name in set(engine.store.names()) - tiny.born:
+        engine.store.remove(kind, name)
+    return engine
 
 
 def ids(found: Unused) -> set[tuple[str, str]]:

@@ -200,6 +200,28 @@ def test_what_label_studio_exports_becomes_decisions(build, log, tmp_path):
     assert (again.decided, again.already) == ({}, 5)
 
 
+def test_values_that_are_nested_deep_or_half_a_letter_break_nothing(build, log, tmp_path):
+    given = [HOSTILE[label] for label in build.train_labels_N]
+    path = tmp_path / "deep.json"
+    for depth in range(900, 1000, 3):  # as far as JSON is read, its parts can be told
+        deep = "[" * depth + "]" * depth
+        path.write_text(
+            json.dumps([
+                task(build, 0, annotation("label", given[0], user={"id": "deep"})),
+                task(build, 1, annotation("label", given[1], "deep", user="\ud800\n")),
+            ]).replace('"deep"', deep)
+        )  # fmt: skip
+        try:
+            imported(build, log, path, "label-studio")
+        except UserError as error:
+            assert "not readable as JSON" in str(error)
+    ids = build.train_ids
+    assert in_force(log, build)[ids[0]] == ("keep", None, "Ours")
+    path.write_text(json.dumps([task(build, 1, annotation("label", given[1], user="\ud800\n"))]))
+    imported(build, log, path, "label-studio")
+    assert in_force(log, build)[ids[1]] == ("keep", None, "\\xd800\n")
+
+
 FOREIGN = {
     "nothing": ("csv", b"", "no column decision, example_id, new_label"),
     "another table": ("csv", b"a,b\n1,2\n", "no column decision, example_id, new_label"),

@@ -141,6 +141,8 @@ def test_a_compressed_index_of_full_rank_gives_the_scores_of_the_dense_formula(s
     assert dense.off(every_score(made), wanted) < 2e-3  # half precision
     for t, u in enumerate(made.queries_TMd):
         found = wanted[t, made.search(u, 10)]
+        both = [made.search(u, 10), made.search(u, 10, opponents=True)]
+        np.testing.assert_array_equal(made.both(u, 10), both)
         assert np.abs(found - np.sort(wanted[t])[::-1][:10]).max() < 4e-3 * np.abs(wanted).max()
 
 

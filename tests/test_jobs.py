@@ -116,6 +116,30 @@ def test_a_killed_job_is_noticed(training):
     assert found.stage == "train" and found.options == tuple(ENDLESS)
 
 
+def test_a_job_is_behind_the_pages_and_leaves_them_a_core(training):
+    _, _, pid = training
+    ours = os.getpriority(os.PRIO_PROCESS, 0)
+    tasks = [int(t.name) for t in Path(f"/proc/{pid}/task").glob("*")] or [pid]
+    # None of its threads is before that; a library may have put one of its own further behind.
+    assert min(os.getpriority(os.PRIO_PROCESS, t) for t in tasks) == min(ours + jobs.NICE, 19)
+    group = Path(f"/proc/{pid}/autogroup")
+    if group.exists() and " nice " in (text := group.read_text()):
+        assert int(text.split(" nice ")[1]) == min(ours + jobs.NICE, 19)
+    environment = Path(f"/proc/{pid}/environ")
+    if environment.exists():
+        told = dict(one.split("=", 1) for one in environment.read_text().split("\0") if "=" in one)
+        assert int(told["OMP_NUM_THREADS"]) <= max(1, (os.cpu_count() or 1) - 1)
+
+
+@pytest.mark.parametrize(("asked", "given"), [("", 7), ("3", 3), ("64", 7), ("4,2", 7), ("0", 7)])
+def test_a_bound_on_threads_is_kept_and_a_core_left(monkeypatch, asked, given):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    assert jobs.threads() == given
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
+    assert jobs.threads() == 1
+
+
 def test_a_process_that_took_over_the_number_of_a_job_is_not_that_job(tmp_path):
     place = tmp_path / "jobs" / "0123456789ab"
     place.mkdir(parents=True)

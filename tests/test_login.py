@@ -49,11 +49,6 @@ expect.set_options(timeout=20_000)
 
 
 @pytest.fixture(scope="module")
-def place(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    return Tiny(tiny.cache, tmp_path_factory.mktemp("workspace"), tiny.build)
-
-
-@pytest.fixture(scope="module")
 def engine(place: Tiny) -> Engine:
     return Engine(place.cache, place.workspace)
 

@@ -3,6 +3,8 @@ and a browser names no file of this machine."""
 
 import json
 import shutil
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,12 +12,14 @@ import pytest
 from apptest import at_place, fine, page
 from chromium import app_server, chromium
 from conftest import Tiny
+from scipy.stats import spearmanr
 from test_cli import TINY, run  # noqa: F401
 
 from attribution import jobs
 from attribution.engine import Engine
 from attribution.notes import Note, Notes
 from attribution.records import UserError
+from attribution.store import _digest
 from attribution.strategies import options
 
 
@@ -54,6 +58,20 @@ def test_a_name_and_a_note_are_the_newest_words(tmp_path):
     (tmp_path / "bad.sqlite").write_text("no database at all " * 100)
     with pytest.raises(UserError, match="bad.sqlite"):
         Notes(tmp_path / "bad.sqlite").all()
+
+
+def test_a_word_that_was_changed_or_is_missing_is_a_sentence(tmp_path):
+    for harm, why in (
+        ("UPDATE notes SET note = 'why not'", "word 1 is not what was written"),
+        ("DELETE FROM notes", "a word is missing"),
+    ):
+        notes = Notes(tmp_path / f"{why}.sqlite")
+        notes.say("a" * 12, Note("first", "why"))
+        with closing(sqlite3.connect(notes.path)) as db, db:
+            db.execute(harm)
+        with pytest.raises(UserError, match=why) as told:
+            notes.all()
+        assert str(notes.path) in told.value.found
 
 
 def test_the_command_line_names_notes_lists_and_deletes(place: Tiny, run):  # noqa: F811
@@ -189,7 +207,65 @@ def test_given_weights_on_the_command_line(place, engine, tmp_path, run):  # noq
     none = run(*few, "--checkpoint", spec.weights[0], "--train", "none", "--json")
     refused = run("folds", json.loads(none.out)["build"], "--cache", place.cache)
     assert refused.code == 2 and "made with --train none" in refused.err
-    odd = replace(spec, train="none", rate=0.02, batch_size=32, freeze=True, epochs=7)
+    odd = replace(
+        spec, train="none", rate=0.02, batch_size=32, freeze=True, epochs=7, schedule="linear",
+        decay=0.1,
+    )  # fmt: skip
     made = engine.build(odd)["build"]
     same = run("build", *options(odd), "--cache", place.cache, "--json")  # as a page starts it
     assert json.loads(same.out)["build"] == made and json.loads(same.out)["already_done"]
+
+
+def test_resnet9_is_trained_by_a_rate_that_falls_unless_told(tmp_path, run):  # noqa: F811
+    """Through the command line, as `options` says what a page wants."""
+    few = ("build", "--strategy", "naive", "--models", "1", "--epochs", "1", "--width", "0.01",
+           "--dims", "2x2", "--index-dims", "4", "--cache", tmp_path, "--json")  # fmt: skip
+    engine = Engine(tmp_path)
+
+    def recipe(*words: str) -> tuple[float, str, float]:
+        done = run(*few, *words)
+        assert done.code == 0, done.err
+        build = engine.open(json.loads(done.out)["build"])
+        again = run("build", *options(build.spec), "--cache", tmp_path, "--json")
+        assert json.loads(again.out) == {**json.loads(done.out), "already_done": True}
+        used = build.recipe
+        return used.learning_rate, used.schedule, used.weight_decay
+
+    assert recipe("--model", "resnet9") == (0.05, "linear", 5e-4)
+    told = ("--model", "resnet9", "--learning-rate", "0.01", "--weight-decay", "0")
+    assert recipe(*told, "--schedule", "constant") == (0.01, "constant", 0)
+    assert recipe("--model", "mlp") == (0.01, "constant", 0)
+
+
+def test_a_build_in_bfloat16_ranks_as_one_in_float32(place, engine, run):  # noqa: F811
+    plain = engine.open(place.build)
+    done = run("build", *TINY, "--precision", "bfloat16", "--cache", place.cache, "--json")
+    assert done.code == 0, done.err
+    lower = engine.open(json.loads(done.out)["build"])
+    assert lower.spec == replace(
+        plain.spec, features=replace(plain.spec.features, precision="bfloat16")
+    )
+    assert lower._networks == plain._networks and lower._features != plain._features
+    again = run("build", *options(lower.spec), "--cache", place.cache, "--json")
+    assert json.loads(again.out) == {**json.loads(done.out), "already_done": True}
+    for one, other in zip(plain.scores()[:9], lower.scores()[:9], strict=True):
+        assert spearmanr(one, other).statistic > 0.99
+    # an image that is not stored goes the same way: a test image, given anew
+    image = lower.data.test.images[3]
+    tried, known = lower.attempt(image, k=10), lower.query(3, k=10)
+    found, wanted = ([h.train_id for h in one.proponents] for one in (tried, known))
+    assert found[0] == wanted[0] and len(set(found) & set(wanted)) >= 9
+
+
+def test_a_build_older_than_a_fact_that_is_told_of_it_is_compared_all_the_same(
+    place, engine, monkeypatch
+):
+    manifest = place.cache / "build" / place.build / "manifest.json"
+    facts = json.loads(manifest.read_text())
+    del facts["summary"]["threads"], facts["sha256"]
+    facts["sha256"] = _digest(facts)
+    manifest.write_text(json.dumps(facts))
+    at_place(place, monkeypatch)
+    assert "threads" not in engine.compared(place.build)[0]
+    shown = [frame.value for frame in fine(page("compare")).dataframe]
+    assert any("threads" in frame and frame["threads"].isna().all() for frame in shown)

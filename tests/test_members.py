@@ -9,8 +9,8 @@ from scipy import stats
 from torch import nn
 from zoo import CASES
 
-from attribution.features import Examples, block, projected
-from attribution.members import View, example_keys, mask_sites
+from attribution.features import Examples, block, in_precision, margins, projected
+from attribution.members import View, dropout_mask, example_keys, mask_sites
 from attribution.records import FeatureSpec, UserError
 
 
@@ -104,6 +104,17 @@ def test_example_keys_are_a_fixed_hash_of_the_id():
     found = example_keys(ids)
     assert found.dtype == np.int64
     assert [v.tobytes() for v in found] == wanted
+
+
+def test_masks_are_those_that_stored_features_were_made_with():
+    key_B = torch.tensor([0, 1, -5, 2**62])
+    made_BU = dropout_mask(key_B, "layers.0", 3, 12, 0.25)
+    assert ["".join("01"[int(unit > 0)] for unit in row) for row in made_BU] == [
+        "110011111010",
+        "111001101101",
+        "010000111001",
+        "001111110111",
+    ]
 
 
 def test_a_masked_network_is_the_network_with_its_hidden_units_multiplied():
@@ -223,6 +234,28 @@ def test_features_do_not_depend_on_batch_size_order_or_shard(name, dtype, within
     assert same(block(view, examples[order], whole.projections, 10).phi_NK, order)
     shard = slice(9, 17)
     assert same(block(view, examples[shard], whole.projections, 10).phi_NK, shard)
+
+
+@pytest.mark.parametrize("mask", [None, 2])
+@pytest.mark.parametrize("name", list(CASES))
+def test_features_in_bfloat16_are_those_in_float32_but_for_its_digits(name, mask):
+    case = CASES[name]
+    examples = Examples(*case.examples(40, torch.float32))
+    network = case.network(torch.float32)
+    whole = projected(network, examples, FeatureSpec(ka=6, kg=4))
+    lower = in_precision(whole, "bfloat16")
+    assert in_precision(whole, "float32") is whole
+    wanted, found = (
+        block(w.view(mask, 0.2), examples, w.projections, batch=16) for w in (whole, lower)
+    )
+    assert found.phi_NK.dtype == found.margin_N.dtype == torch.float32
+    assert torch.cosine_similarity(found.phi_NK, wanted.phi_NK).min() > 0.99
+    ratio_N = found.phi_NK.norm(dim=1) / wanted.phi_NK.norm(dim=1)
+    assert (ratio_N - 1).abs().max() < 0.05
+    assert (found.margin_N - wanted.margin_N).abs().max() < 0.03
+    assert (margins(lower.view(mask, 0.2), examples) - found.margin_N).abs().max() < 0.03
+    assert not torch.equal(found.phi_NK, wanted.phi_NK)
+    assert all(p.dtype == torch.float32 for p in network.parameters())  # not changed in place
 
 
 def test_a_shared_mask_is_one_for_all_examples_and_its_own_for_each_member():

@@ -12,11 +12,12 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 from streamlit.testing.v1 import AppTest
 
-from app import serve
+from app import PAGES, serve
 from attribution.build import Build
 from attribution.engine import Engine
 from attribution.records import UserError
-from pages.parts import behind, opened
+from bench.questions import asked_of
+from pages.parts import behind, opened, reach
 from pages.parts.reviewer import REVIEWER
 from pages.parts.thumbs import ROUTES
 from pages.parts.words import blink, readable, size, span
@@ -460,6 +461,38 @@ def test_thumbnails_are_looked_up_and_never_paths(build: Build) -> None:
     ):
         bad = client.get(address)
         assert bad.status_code == 404 and bad.headers["content-type"].startswith("text/plain")
+
+
+WORDS = ["9" * 5000, "<b>x</b>\n{}", "-1", "../../etc", "=cmd()", "\0", "猫", "1e999", "a,b", ""]
+DEEPER = {"leave": "my own choice", "pattern": "a selection", "view": "side by side"}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_at_a_hostile_address_is_a_page(build: Build, name: str) -> None:
+    keys = asked_of()[name]
+    given = {key: WORDS[n % len(WORDS)] for n, key in enumerate(keys) if key != "build"}
+    given |= {key: WORDS[0] for key in ("test", "picked", "target") if key in keys}
+    given |= {key: value for key, value in DEEPER.items() if key in keys}
+    app = fine(page(name, **given))
+    assert [one.value for one in app.title] and "Traceback" not in str(app.warning)
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "1" * 30, "00000000000000000000001", "-1"])
+def test_a_number_of_any_length_in_an_address_of_ours_is_not_found_or_an_image(
+    build: Build, number: str
+) -> None:
+    client = TestClient(Starlette(routes=[*ROUTES, *behind.ROUTES, *reach.ROUTES]))
+    for address in (
+        f"/thumb/{build.id}/test/{number}.png",
+        f"/seen/{build.id}/train/{number}.png",
+        f"/evidence/{build.id}/{number}.json",
+        f"/reach/{build.id}/{number}/drop",
+        f"/reach/{build.id}/3/{number}",
+    ):
+        answer = client.get(address)
+        assert answer.status_code in (200, 404)
+        if answer.status_code == 404 or "/reach/" in address:
+            assert "Traceback" not in answer.text and len(answer.text) < 20_000
 
 
 def test_a_port_in_use_is_a_sentence_before_anything_starts(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 from collections import Counter
+from contextlib import suppress
 from io import StringIO
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from attribution import reading
 from attribution.data import Dataset, dataset
 from attribution.reading import described, read
 from attribution.records import DataSpec, ReadSpec, UserError
+from attribution.sources import Entry
 from attribution.store import Store
 
 
@@ -410,6 +412,147 @@ def test_a_header_that_says_more_than_its_file_holds_is_refused(store, tmp_path,
         files = {f"train-images-idx3-ubyte{end}": pack(header),
                  f"train-labels-idx1-ubyte{end}": pack(labels)}  # fmt: skip
         assert "MNIST's format" in said(store, written(root, files))
+
+
+@pytest.mark.parametrize("start", [b"\0\0\x08\x03\0\0\1", b"\0\0\x08\x03" + b"\0" * 11])
+def test_a_header_that_ends_within_a_number_is_refused(store, tmp_path, start):
+    labels = b"\0\0\x08\x01" + np.array([2], ">u4").tobytes() + b"\0\1"
+    files = {"train-images-idx3-ubyte": start, "train-labels-idx1-ubyte": labels}
+    assert "the end of the file in its header" in said(store, written(tmp_path / "cut", files))
+
+
+def test_a_zipped_header_that_is_damaged_or_unpacks_for_ever_is_refused(store, tmp_path):
+    zeros, count = bytes(60 * 10**6), np.array([60 * 10**6], ">u4").tobytes()
+    labels = gzip.compress(b"\0\0\x08\x01" + np.array([2], ">u4").tobytes() + b"\0\1")
+    bomb = gzip.compress(b"\0\0\x08\x01" + count + zeros, 1)
+    stripes = np.array([60_000, 1, 1000], ">u4").tobytes()
+    long = gzip.compress(b"\0\0\x08\x03" + stripes + zeros, 1)
+    assert len(bomb) < 10**6 > len(long)
+    spoilt = labels[:10] + b"\x04\xff\xff" + labels[13:]
+    for n, (images, numbers) in enumerate([(labels, bomb), (long, labels), (labels, spoilt)]):
+        files = {"train-images-idx3-ubyte.gz": images, "train-labels-idx1-ubyte.gz": numbers}
+        assert "MNIST's format" in said(store, written(tmp_path / str(n), files))
+
+
+def cells(*values: object) -> pa.Array:
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    return pa.array([{"bytes": encoded(noise(n)), "path": p} for n, p in enumerate(values)], kind)
+
+
+NOTES = {
+    "deep": b"[" * 100_000,
+    "no list": json.dumps({"info": {"features": {"label": {"_type": "ClassLabel", "names": 5}}}}),
+    "no text": b"\xff\xfe",
+    "half a letter": json.dumps(
+        {"info": {"features": {"label": {"_type": "ClassLabel", "names": ["\ud800", "b"]}}}}
+    ),
+}
+
+
+@pytest.mark.parametrize("note", NOTES)
+def test_notes_in_parquet_that_make_no_sense_are_none(store, tmp_path, note):
+    table = pa.table({"image": cells(*"abcd"), "label": [0, 1, 0, 1]})
+    path = tmp_path / "noted.parquet"
+    pq.write_table(table.replace_schema_metadata({"huggingface": NOTES[note]}), path)
+    named = ("\ufffd", "b") if note == "half a letter" else ("0", "1")
+    assert opened(store, path).classes == named
+
+
+def test_labels_in_words_are_names_of_the_classes_or_a_mistake(store, tmp_path):
+    features = {"label": {"_type": "ClassLabel", "names": ["b", "a"]}}
+    for last, path in (("a", tmp_path / "fits.parquet"), ("c", tmp_path / "not.parquet")):
+        table = pa.table({"image": cells(*"abcd"), "label": ["a", "b", "b", last]})
+        note = json.dumps({"info": {"features": features}})
+        pq.write_table(table.replace_schema_metadata({"huggingface": note}), path)
+    assert opened(store, tmp_path / "fits.parquet").classes == ("b", "a")
+    assert "label 'c' in not.parquet:3; wanted from 0 to 1" in said(store, path)
+
+
+def test_parquet_that_holds_no_text_or_odd_halves_is_one_sentence(store, tmp_path):
+    path = tmp_path / "odd.parquet"
+    labels, halves = ["a", "b"] * 2, [["train"], ["test"], None, ["train"]]
+    image = cells(*"abcd")
+    pq.write_table(pa.table({"image": image, "label": labels, "split": halves}), path)
+    assert len(opened(store, path).train)  # no half of theirs is one
+    pq.write_table(pa.table({"image": image, "label": labels}), path, compression="none")
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"\1\0\0\0b", b"\1\0\0\0\xff"))
+    assert path.read_bytes() != content
+    assert "is damaged after row" in said(store, path)
+
+
+def test_a_few_bytes_of_parquet_do_not_become_many_in_memory(store, tmp_path):
+    large, count = bytes(3 * 10**6), 40
+    one = pa.array([large], pa.binary())
+    image = pa.DictionaryArray.from_arrays(pa.array([0] * count, pa.int8()), one)
+    path = tmp_path / "bomb.parquet"
+    pq.write_table(
+        pa.table({"image": image, "label": [0, 1] * (count // 2)}), path, compression="zstd",
+        store_schema=False, dictionary_pagesize_limit=10**9,
+    )  # fmt: skip
+    assert path.stat().st_size < 10**4
+    usual = pa.default_memory_pool()
+    pool = pa.proxy_memory_pool(usual)
+    pa.set_memory_pool(pool)
+    try:
+        text = said(store, path)
+    finally:
+        pa.set_memory_pool(usual)
+    assert "40 of them: not a picture" in text
+    assert pool.max_memory() < 20 * len(large)  # of 40
+
+
+def test_pictures_that_are_held_in_memory_are_counted_by_their_bytes():
+    each = reading.HELD // 10
+    some = [Entry("", str(n), "a", bytes, each) for n in range(30)]
+    assert [len(chunk) for chunk in reading.chunks(iter(some))] == [11, 11, 8]
+    light = [e._replace(held=0) for e in some] * 3
+    assert [len(chunk) for chunk in reading.chunks(iter(light))] == [reading.CHUNK, 26]
+
+
+@pytest.mark.parametrize("name", ["list.csv", "a.parquet", "train-labels-idx1-ubyte"])
+def test_a_pipe_or_a_link_out_is_no_table(store, tmp_path, name):
+    outside = written(tmp_path / "outside", {"x": b"path,label\nsecret,1\n"}) / "x"
+    for n, make in enumerate((os.mkfifo, lambda path: path.symlink_to(outside),
+                              lambda path: path.symlink_to("/dev/zero"))):  # fmt: skip
+        root = written(tmp_path / str(n), {"train-images-idx3-ubyte": b""} if "idx" in name else {})
+        root.mkdir(exist_ok=True)
+        make(root / name)
+        text = said(store, root)
+        assert "secret" not in text
+        assert ("no regular file" if n == 0 else "outside of the folder") in text
+
+
+def test_what_stands_for_the_names_of_classes_is_no_link_out(store, tmp_path, files):
+    root = written(tmp_path / "photos", files)
+    (root / "export.json").write_text("{}")
+    (root / "classes.json").symlink_to("/dev/zero")
+    assert opened(store, root).classes == CLASSES
+    (root / "classes.json").unlink()
+    (root / "classes.json").write_text(json.dumps({"cat": "\ud800", "dog": "<b>\n"}))
+    assert opened(store, root).classes == ("<b>\n", "emu", "\ufffd")
+
+
+def test_no_code_runs_that_lies_beside_the_data(store, tmp_path, files):
+    trace = tmp_path / "trace"
+    code = f"import pathlib; pathlib.Path({str(trace)!r}).touch()"
+    names = ("photos.py", "__init__.py", "conftest.py", "train/cat/sitecustomize.py")
+    root = written(tmp_path / "photos", files | dict.fromkeys(names, code.encode()))
+    assert len(opened(store, root).train)
+    with suppress(UserError):  # what `datasets` took for a script that loads the data
+        read(store, f"hf:{root}")
+    assert not trace.exists()
+    exec(code)
+    assert trace.exists()  # so that it would have been seen
+
+
+def test_a_text_is_no_class(store, tmp_path, files):
+    rows = [{"path": p, "label": p.split("/")[1] * (200 if "cat" in p else 1)} for p in files]
+    root = written(tmp_path / "photos", files)
+    text = said(store, manifest(root / "list.csv", rows))
+    assert "whose name has more than 255 characters" in text and len(text) < 400
+    rows = [{"path": p, "label": p.split("/")[1] + "\0" * ("0.png" in p)} for p in files]
+    assert len(set(opened(store, manifest(root / "list.csv", rows)).classes)) == 6
 
 
 def test_string_labels_null_cells_and_a_split_column(store, tmp_path, files):

@@ -1,5 +1,6 @@
 """Artifacts are whole or absent, made once, and checked; the disk's refusals are one sentence."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 from attribution.records import FORMAT, UserError
-from attribution.store import Artifact, Draft, Store
+from attribution.store import Artifact, Damaged, Draft, Store, _sealed
 
 NAME, OTHER = "0123456789ab", "ba9876543210"
 ROWS = np.arange(6, dtype=np.uint8).reshape(2, 3)
@@ -245,9 +246,54 @@ def test_every_flipped_or_missing_end_of_a_manifest_is_named(tmp_path):
         Store(tmp_path).find("run", NAME)
 
 
+@pytest.mark.parametrize(
+    "harm",
+    [
+        {"files": {"../numbers.npy": {"bytes": 1, "sha256": ""}}},
+        {"files": {"/etc/passwd": {"bytes": 1, "sha256": ""}}},
+        {"files": {"x" * 5000: {"bytes": 1, "sha256": ""}}},
+        {"files": {"numbers.npy": {"bytes": "1", "sha256": ""}}},
+        {"files": {"numbers.npy": {"bytes": -1, "sha256": ""}}},
+        {"files": {"numbers.npy": "x"}},
+        {"files": {"numbers.npy": {"bytes": 1}}},
+        {"created": None},
+        {"id": 3},
+    ],
+)
+def test_a_manifest_that_its_checksum_fits_is_believed_no_more_than_it_makes_sense(tmp_path, harm):
+    place = made(tmp_path).place
+    manifest = json.loads((place / "manifest.json").read_text()) | harm
+    manifest.pop("sha256")
+    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    (place / "manifest.json").write_text(json.dumps({**manifest, "sha256": digest}))
+    store = Store(tmp_path)
+    assert not store.has(place.parent.name, place.name) and not store.all(place.parent.name)
+    with pytest.raises(UserError, match="no readable manifest"):
+        store.find(place.parent.name, place.name)
+
+
+@pytest.mark.parametrize("name", ["../run/" + NAME, "x" * 5000, "a\0b", "", "..", NAME.upper()])
+def test_what_is_no_id_is_no_artifact(tmp_path, name):
+    made(tmp_path)
+    assert Store(tmp_path).find("run", name) is None and not Store(tmp_path).has("run", name)
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"a":' * 1000 + b"1" + b"}" * 1000])
+def test_a_manifest_that_is_nested_too_deep_is_named(tmp_path, content):
+    place = made(tmp_path).place
+    (place / "manifest.json").write_bytes(content)
+    with pytest.raises(UserError, match="no readable manifest"):
+        Store(tmp_path).find(place.parent.name, place.name)
+
+
 def test_a_manifest_of_another_format_says_which_and_what_to_do(tmp_path):
     path = made(tmp_path).place / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": FORMAT + 41}))
+    manifest = json.loads(path.read_text()) | {"format": FORMAT + 41}
+    path.write_text(json.dumps(manifest))  # the number alone: a flip, which is damage
+    with pytest.raises(Damaged, match="no readable manifest"):
+        Store(tmp_path).find("run", NAME)
+    del manifest["sha256"]
+    path.write_text(_sealed(manifest))
     with pytest.raises(UserError) as told:
         Store(tmp_path).find("run", NAME)
     assert str(path) in told.value.found and f"format {FORMAT + 41}" in told.value.found

@@ -1,6 +1,7 @@
 """Training against a plain loop, scikit-learn's optimum, and itself with another seed."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -126,6 +127,51 @@ def test_a_convolutional_network_is_that_of_a_plain_loop_and_lies_in_memory_as_o
             torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-5)
             assert weights[name].is_contiguous()
     assert not found.belief_NC.any()
+
+
+def falling(network: nn.Module, batches: list[Tensor]) -> nn.Module:
+    """A plain loop over the batches under torch's own linear schedule, from .05 to nothing."""
+    x, y = iris()
+    optimiser = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1, 0, len(batches))
+    for some in batches:
+        optimiser.zero_grad()
+        F.cross_entropy(network(x[some]), y[some]).backward()
+        optimiser.step()
+        schedule.step()
+    return network
+
+
+def same_weights(one: nn.Module, other: nn.Module) -> None:
+    for name, value in one.state_dict().items():
+        torch.testing.assert_close(value, other.state_dict()[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_linear_schedule_is_that_of_torch():
+    spec = replace(SPEC, schedule="linear", seed=3)
+    network = steady(0)
+    order = torch.Generator().manual_seed(3)
+    batches = [
+        some
+        for _ in range(spec.epochs)
+        for some in torch.randperm(150, generator=order).split(spec.batch)
+    ]
+    wanted = falling(copy.deepcopy(network), batches)
+    other = train(copy.deepcopy(network), *iris(), replace(spec, schedule="constant")).network
+    same_weights(train(network, *iris(), spec).network, wanted)
+    assert (other[0].weight - wanted[0].weight).abs().max() > 1e-3
+
+
+def test_networks_trained_together_fall_as_those_alone():
+    spec = replace(STACK, schedule="linear")
+    networks, rows_Mn = [steady(m) for m in range(3)], drawn_rows(3)
+    wanted = copy.deepcopy(networks)
+    train_together(networks, *iris(), rows_Mn, spec)
+    draw = torch.Generator().manual_seed(spec.seed)
+    orders = [torch.rand(3, 75, generator=draw).argsort(1) for _ in range(spec.epochs)]
+    for m, network in enumerate(wanted):
+        batches = [b for order_Mn in orders for b in rows_Mn[m][order_Mn[m]].split(spec.batch)]
+        same_weights(networks[m], falling(network, batches))
 
 
 def test_beliefs_are_probabilities_of_every_training_example():

@@ -1,8 +1,10 @@
 """Networks that people bring: their weights, their training, their preprocessing; against networks
 made and run by hand."""
 
+import os
 import pickle
 import shutil
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -141,11 +143,23 @@ def test_what_holds_no_weights_is_a_sentence(tmp_path, trained):
     torch.save(broken, tmp_path / "broken.pt")
     sparse = {"w": torch.eye(3).to_sparse()}
     torch.save(sparse, tmp_path / "sparse.pt")
+    torch.save({"w": torch.zeros(1).expand(10**6, 10**6)}, tmp_path / "wide.pt")
+    torch.save({"w": torch.full((2,), torch.nan, dtype=torch.complex64)}, tmp_path / "complex.pt")
+    torch.save({f"w{n}": state["1.weight"] for n in range(99)}, tmp_path / "tied.pt")
+    torch.save({"a\n<b>": torch.full((2,), torch.nan)}, tmp_path / "name.pt")
+    torch.save({"\ud800": torch.ones(2)}, tmp_path / "half.pt")
+    plain = zipfile.ZipFile(tmp_path / "broken.pt")
+    with zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as bomb:
+        for name in plain.namelist():
+            bomb.writestr(name, bytes(len(plain.read(name))))
     says = {
         "missing.pt": "is no file", "folder": "is a folder", "bad.safetensors": "safetensors",
         "text.pt": "cannot be read", "empty.pt": "cannot be read", "pickle.pt": "may run code",
         "whole.pt": "may run code", "none.pt": "no tensors", "list.pt": "list", "broken.pt":
-        "1.weight that are not finite", "sparse.pt": "cannot be read",
+        "1.weight that are not finite", "sparse.pt": "cannot be read", "wide.pt":
+        "tensors of 4,000,000,000,000 bytes", "complex.pt": "no plain tensor", "tied.pt":
+        "tensors of", "name.pt": "the name a\\n<b>", "half.pt":
+        "the name \\ud800", "bomb.pt": "is compressed",
     }  # fmt: skip
     for name, found in says.items():
         with pytest.raises(UserError) as told:
@@ -153,6 +167,39 @@ def test_what_holds_no_weights_is_a_sentence(tmp_path, trained):
         assert found in told.value.found, (name, told.value.found)
         assert name in told.value.found and "\n" not in str(told.value)
         assert "--checkpoint" in told.value.next_step
+
+
+class Evil:
+    """What would leave a trace, if it were unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.trace),)
+
+
+def test_what_would_run_code_is_refused_and_does_not(tmp_path):
+    trace = tmp_path / "trace"
+    torch.save({"w": torch.ones(2), "more": Evil(trace)}, tmp_path / "new.pt")
+    old = {"_use_new_zipfile_serialization": False}
+    torch.save({"w": Evil(trace)}, tmp_path / "old.pt", **old)
+    (tmp_path / "bare.pt").write_bytes(pickle.dumps({"w": Evil(trace)}))
+    (tmp_path / "named.safetensors").write_bytes(pickle.dumps({"w": Evil(trace)}))
+    for path in tmp_path.iterdir():
+        with pytest.raises(UserError):
+            read(path, "--checkpoint")
+    assert not trace.exists()
+    pickle.loads((tmp_path / "bare.pt").read_bytes())
+    assert trace.exists()  # so that it would have been seen
+
+
+@pytest.mark.parametrize("size", [2**64 - 1, 2**63, 10**8 + 1, 10**7, 0])
+def test_a_header_of_weights_that_says_more_than_there_is_is_refused(tmp_path, size):
+    path = tmp_path / "long.safetensors"
+    path.write_bytes(size.to_bytes(8, "little") + b'{"w": {}}')
+    with pytest.raises(UserError, match="no readable safetensors"):
+        read(path, "--checkpoint")
 
 
 def test_weights_of_another_network_are_named(engine, trained, tmp_path):

@@ -250,7 +250,9 @@ def test_the_path_in_a_browser(whole: Tiny, tmp_path: Path) -> None:
         tab.get_by_role("button", name="Verify by retraining").click()
         expect(tab.get_by_role("button", name="Cancel")).to_be_visible(timeout=30_000)
         expect(tab.get_by_text(re.compile("Retrained networks s"))).to_be_visible(timeout=180_000)
-        expect(tab.locator(".js-plotly-plot")).to_be_visible(timeout=30_000)
+        chart = tab.locator(".js-plotly-plot")
+        expect(chart).to_have_count(1, timeout=30_000)  # the old one stays until a run has ended
+        expect(chart).to_be_visible(timeout=30_000)
         tab.reload()
         expect(out).to_have_count(5, timeout=60_000)
         assert said == [] and "Traceback" not in tab.inner_text("body")

@@ -11,7 +11,7 @@ from attribution.records import UserError
 
 from .access import BUILD
 from .jobs import RUNNING, framed
-from .opened import command_line, engine, go, launch, may
+from .opened import command_line, engine, go, launch, locked, may
 
 
 def applying(build: Build) -> None:
@@ -39,7 +39,8 @@ def applying(build: Build) -> None:
             return
         words.caption("Or in a terminal:")
         words.code(command_line(["apply", build.id]), language="bash", wrap_lines=True)
-        if action.button("Train again", type="primary", key="apply", width="stretch"):
+        primary = locked(BUILD, type="primary", key="apply", width="stretch")
+        if action.button("Train again", **primary):
             start(build)
             st.rerun()
 
@@ -59,7 +60,7 @@ def watch() -> None:
     busy = under_way()
     if not busy:
         st.rerun()
-    if framed(busy[0], "Log and cancel", "to_builds"):
+    if framed(busy[0], "Log and cancel", key="to_builds"):
         go("builds")
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import streamlit as st
 
 from attribution.build import Build
-from attribution.records import Answer, UserError
+from attribution.records import Answer, UserError, natural
 from attribution.testlabels import Labels
 
 from .grid import TEST, Action, Handle, class_keys, decide, drawn, grid, redo, subject, undo
@@ -133,17 +133,18 @@ def follow_link(build: Build) -> None:
         return
     target = st.query_params.get("target", "predicted")
     try:
-        if not text.isdecimal():
+        test_id = natural(text)
+        if test_id is None:
             raise UserError(
                 found=f"test id {text!r} in the address",
                 wanted=f"a position from 0 to {len(build.test_labels_T) - 1}",
                 next_step="choose a prediction on the left",
             )
-        build.query(int(text), 1, target)
+        build.query(test_id, 1, target)
     except UserError as error:
         st.session_state["notice"] = str(error)
         return
-    st.session_state.update(test=int(text), target=target)
+    st.session_state.update(test=test_id, target=target)
 
 
 def card(build: Build, answer: Answer, labels: Labels, handle: Handle) -> None:

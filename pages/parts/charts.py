@@ -67,7 +67,7 @@ def confusion(
         "params": [{"name": "cell", "select": {"type": "point", "fields": ["label", "predicted"]}}],
         "encoding": {
             **at,
-            "color": {"condition": {"test": right, "value": "#4d7fd6"}, "value": "#e0761a"},
+            "color": {"condition": {"test": right, "value": "#4d7fd6"}, "value": "#d06a12"},
             # By a low power, so that a single mistake is seen beside fifty right answers.
             "fillOpacity": {
                 "field": "count",
@@ -92,11 +92,17 @@ def confusion(
     numbers = {
         "transform": [{"filter": "datum.count > 0"}],
         "mark": {"type": "text", "fontSize": 11, "fontWeight": 600, "tooltip": False},
-        # Legible on the cells, on white and on black.
+        # Legible on weak and strong cells; the background is the theme's, also after a change.
         "encoding": {
             **at,
             "text": {"field": "count"},
-            "color": {"condition": {"test": right, "value": "#ffffff"}, "value": "#d9640c"},
+            "color": {
+                "condition": {
+                    "test": f"!({right}) && luminance(background) > 0.5",
+                    "value": "#4a2000",
+                },
+                "value": "#ffffff",
+            },
         },
     }
     spec = {

@@ -39,18 +39,57 @@ class Queue {
     } else {
       this.waiting = this.waiting.filter((action) => action.seq > data.ack);
       this.seq = Math.max(this.seq, data.ack);
+      if (this.again && this.waiting.length) this.send(); // the element's state went with it
     }
+    this.again = false;
   }
 
   push(action) {
-    this.waiting.push({ ...action, seq: ++this.seq });
+    const numbered = { ...action, seq: ++this.seq };
+    this.waiting.push(numbered);
     this.send();
+    return numbered;
   }
 
   send() {
     this.set("queue", { epoch: this.epoch, actions: this.waiting });
   }
 }
+
+// Streamlit puts an element in place anew when a run that another cut short had left it out. What
+// was on its way then goes on. Each of our elements has this file, so the document keeps it.
+document.pcKept ??= new Map();
+const keptOf = ({ key }) => {
+  if (!document.pcKept.has(key)) document.pcKept.set(key, { queue: new Queue() });
+  const kept = document.pcKept.get(key);
+  kept.queue.again = true;
+  return kept;
+};
+
+// Keys work wherever the focus is on the page, except in a field. Those that come while the element
+// is out of place reach it once it is back.
+const AWAY = 2000; // ms
+document.pcMissed ??= new Map();
+const onKeys = ({ key }, root, handle) => {
+  const here = location.pathname;
+  const missed = [];
+  const listen = (event) => {
+    if (root.isConnected) return handle(event);
+    if (location.pathname !== here) stop();
+    else if (!typing(event.composedPath()[0])) missed.push(event);
+  };
+  const stop = () => {
+    document.removeEventListener("keydown", listen, true);
+    return missed.filter((event) => event.timeStamp > performance.now() - AWAY);
+  };
+  const late = document.pcMissed.get(key)?.() ?? [];
+  document.pcMissed.set(key, stop);
+  document.addEventListener("keydown", listen, true);
+  // After the element is drawn; as new events, since those that are over have no way any more.
+  setTimeout(() => {
+    for (const event of late) document.body.dispatchEvent(new KeyboardEvent("keydown", event));
+  });
+};
 
 // State that outlives re-rendering: Streamlit calls the default export again with new data.
 const MOUNTED = new WeakMap();

@@ -1,6 +1,6 @@
 // The review: one training image large, what stands behind it, the queue beside it, and keys.
 //
-// data: epoch, ack, items, verdicts, classes, keys (of the first classes), focus ({id, turn}: where
+// data: key, epoch, ack, items, verdicts, classes, keys (of the first classes), focus ({id, turn}: where
 //       Python wants the cursor), pending (what waits here: "open" | "unsure" | "contested" |
 //       "each"), settle (decisions settle a conflict), less, more (another page before, after),
 //       place, chosen (the filters), share, progress, tally, evidence, reach (addresses), reviewer, empty
@@ -29,25 +29,25 @@ const HELP = [
 export default function (component) {
   const { data, parentElement, setStateValue } = component;
   const root = parentElement.querySelector(".pc");
-  const state = mounted(parentElement, () => ({
-    queue: new Queue(),
-    at: null,
-    turn: null,
-    selected: new Set(),
-    touched: new Set(),
-    known: new Map(),
-  }));
+  const state = mounted(parentElement, () => {
+    const kept = keptOf(data);
+    return {
+      kept,
+      queue: kept.queue,
+      at: kept.at ?? null,
+      turn: kept.queue.epoch === data.epoch ? kept.turn : null, // of another session it is another
+      awaits: kept.awaits ?? null,
+      selected: new Set(),
+      touched: new Set(),
+      known: new Map(),
+    };
+  });
   state.queue.sync(data, setStateValue);
   state.data = data;
   if (!state.wired) {
     state.wired = true;
     root.addEventListener("click", (event) => onClick(event, root, state));
-    // Keys work wherever the focus is on this page, except in a field.
-    const listen = (event) => {
-      if (!root.isConnected) document.removeEventListener("keydown", listen, true);
-      else onKey(event, root, state);
-    };
-    document.addEventListener("keydown", listen, true);
+    onKeys(data, root, (event) => onKey(event, root, state));
     introduce(state);
   }
   if (data.reviewer) localStorage.setItem(REMEMBERED, data.reviewer);
@@ -84,7 +84,12 @@ function draw(root, state) {
     state.touched.clear();
     state.parts.tiles.replaceChildren(...data.items.map((item) => tileOf(item, data)));
     state.parts.tiles.scrollTop = 0;
-    if (!itemOf(state, state.at)) state.at = null;
+    if (!awaiting(state)) {
+      if (!itemOf(state, state.at)) state.at = null;
+      const enter = state.at === null ? state.awaits?.enter : null;
+      if (enter != null) state.at = data.items.at(enter)?.id ?? null;
+      state.awaits = null;
+    }
   }
   if (data.focus && data.focus.turn !== state.turn) {
     state.turn = data.focus.turn;
@@ -196,7 +201,8 @@ function nextOpen(state, from) {
 }
 
 function show(root, state) {
-  const { data, parts } = state;
+  const { data, parts, at, turn, awaits } = state;
+  Object.assign(state.kept, { at, turn, awaits }); // the next key is for the image that is in view
   const verdicts = verdictsOf(state);
   parts.desk.hidden = !data.items.length;
   parts.said.textContent = data.items.length ? "" : data.empty;
@@ -216,8 +222,9 @@ function show(root, state) {
   showHead(state);
   const item = itemOf(state, state.at);
   const several = chosenItems(state);
-  parts.desk.classList.toggle("waiting", !item && data.more);
-  if (!data.items.length || (!item && data.more)) return; // the next page is on its way
+  const waiting = awaiting(state);
+  parts.desk.classList.toggle("waiting", waiting);
+  if (!data.items.length || waiting) return;
   if (several.length) showSeveral(state, several);
   else if (item) showOne(state, item, verdicts.get(item.id));
   else showEnd(state);
@@ -465,10 +472,8 @@ function decide(root, state, name, label = null) {
   const at = data.items.indexOf(items.at(-1));
   const next = data.pending === "each" ? (data.items[at + 1]?.id ?? null) : nextOpen(state, at);
   if (next !== null) state.at = next;
-  else {
-    state.at = -1; // nothing until the next page is here, so that a fast key hits no wrong image
-    if (data.more) state.queue.push({ type: "more" });
-  }
+  else if (data.more) leaf(state, "more");
+  else state.at = -1;
   state.selected.clear();
   show(root, state);
   focusTile(state);
@@ -496,12 +501,28 @@ function select(root, state, ids) {
   show(root, state);
 }
 
-// The cursor goes `by` images on; with `extend` all it passes are selected.
+// To another page. Until it is here the cursor is nowhere, so that a fast key hits no wrong image;
+// then it is on the first image that waits, or on the `enter`-th.
+function leaf(state, type, enter = null) {
+  state.at = -1;
+  state.awaits = { action: state.queue.push({ type }), enter };
+}
+
+const awaiting = (state) => state.at === -1 && state.queue.waiting.includes(state.awaits?.action);
+
+// The cursor goes `by` images on, at an end to the page beyond; with `extend` all it passes are
+// selected.
 function move(root, state, by, extend) {
-  const { items } = state.data;
+  const { items, less, more } = state.data;
+  if (awaiting(state)) return;
   const at = items.findIndex((item) => item.id === state.at);
   const next = at < 0 ? 0 : at + by;
-  if (!items[next]) return;
+  if (!items[next]) {
+    if (extend || !(by < 0 ? less : more)) return;
+    leaf(state, by < 0 ? "less" : "more", by < 0 ? -1 : 0);
+    show(root, state);
+    return;
+  }
   if (extend) {
     const [low, high] = [Math.min(at, next), Math.max(at, next)];
     for (const item of items.slice(Math.max(low, 0), high + 1)) state.selected.add(item.id);

@@ -13,7 +13,7 @@ from attribution.records import Decision, UserError
 from attribution.report import review
 
 from .access import REVIEW
-from .opened import engine, may
+from .opened import engine, locked, may
 from .reviewer import reviewer
 
 MIMES = {
@@ -88,13 +88,16 @@ def uploads(build: Build) -> None:
     count = sum(found.told.decided.values())
     st.button(
         f"Import {count} decision{'' if count == 1 else 's'}",
-        type="primary",
-        key="import",
-        disabled=not count,
-        width="stretch",
         on_click=bring,
         args=(build, found),
-        help="Signed by you, the file's names kept beside; one undo takes all of it back.",
+        **locked(
+            REVIEW,
+            type="primary",
+            key="import",
+            disabled=not count,
+            width="stretch",
+            help="Signed by you, the file's names kept beside; one undo takes all of it back.",
+        ),
     )
     doubtful(build, found)
 

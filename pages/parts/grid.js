@@ -1,6 +1,6 @@
 // Grids of thumbnails: test predictions to pick from, or hits with their scores.
 //
-// data: epoch, ack, kind ("pick" | "hit"), tile (px), rows (0: all), selected, verdicts, classes,
+// data: key, epoch, ack, kind ("pick" | "hit"), tile (px), rows (0: all), selected, verdicts, classes,
 //       keys (of the classes, where they are few), scale (largest |score| + error), groups,
 //       left_out (ids that a what-if leaves out; null where there is none to be asked),
 //       split ("train" | "test": whose labels are decided on here, of several at once too; "" for
@@ -33,7 +33,7 @@ export default function (component) {
   const { data, parentElement, setStateValue } = component;
   const root = parentElement.querySelector(".pc");
   const state = mounted(parentElement, () => ({
-    queue: new Queue(),
+    queue: keptOf(data).queue,
     drawn: null,
     open: null,
     tiles: new Map(),

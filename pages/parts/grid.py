@@ -103,7 +103,9 @@ def _ack(key: str) -> int:
 
 
 def _mount(element, key: str, handle: Handle, data: dict[str, Any]) -> None:
-    data = {"epoch": _epoch(), "ack": _ack(key), **data}
+    # The browser keeps what is on its way by this name, so of another build it is another.
+    name = f"{key} {st.session_state.get('build', '')}"
+    data = {"key": name, "epoch": _epoch(), "ack": _ack(key), **data}
     element(key=key, data=data, on_queue_change=partial(consume, key, handle))
 
 

@@ -1,5 +1,7 @@
 """Commands that run in the background, as pages show them."""
 
+from typing import Any
+
 import streamlit as st
 
 from attribution.jobs import Job
@@ -9,13 +11,13 @@ from .words import span
 RUNNING = "running"
 
 
-def framed(job: Job, action: str, key: str) -> bool:
-    """A running job in a frame beside a button; whether that was pressed."""
+def framed(job: Job, action: str, **options: Any) -> bool:
+    """A running job in a frame beside a button of these options; whether that was pressed."""
     with st.container(border=True):
         words, button = st.columns([5, 1], vertical_alignment="center")
         with words:
             bar(job)
-        return button.button(action, key=key, width="stretch")
+        return button.button(action, width="stretch", **options)
 
 
 def bar(job: Job) -> None:

@@ -7,7 +7,7 @@ from attribution.records import UserError
 from attribution.stored import facts
 
 from .access import BUILD
-from .opened import build_name, by_data, engine, may
+from .opened import build_name, by_data, engine, locked, may
 from .words import size
 
 
@@ -24,7 +24,8 @@ def managing() -> None:
         with st.form(f"about_{chosen}", border=False):
             name = st.text_input("Name", about["name"], max_chars=60, key=f"name_{chosen}")
             note = st.text_area("Note", about["note"], max_chars=2000, key=f"note_{chosen}")
-            save = st.form_submit_button("Save", type="primary", key=f"save_{chosen}")
+            primary = locked(BUILD, type="primary", key=f"save_{chosen}")
+            save = st.form_submit_button("Save", **primary)
         if save:
             said(chosen, name, note)
         before = st.session_state.get("said_before")
@@ -52,8 +53,7 @@ def removing() -> None:
         if st.toggle("Remove this upload", key=f"removing_{chosen}"):
             st.button(
                 "Remove it for good",
-                key=f"remove_{chosen}",
-                icon=":material/delete:",
+                **locked(BUILD, key=f"remove_{chosen}", icon=":material/delete:"),
                 on_click=remove,
                 args=(chosen,),
             )
@@ -114,7 +114,8 @@ def ending(build_id: str) -> None:
         f"{total} that no other build uses would be gone for good ({parts}). The data, your "
         "decisions and ground truths stay; a build can be made again by the same command."
     )
-    if st.button(f"Delete {total} for good", key=f"delete_{build_id}", icon=":material/delete:"):
+    options = locked(BUILD, key=f"delete_{build_id}", icon=":material/delete:")
+    if st.button(f"Delete {total} for good", **options):
         try:
             may(BUILD).delete(build_id)
         except UserError as error:

@@ -7,8 +7,9 @@ import streamlit as st
 from attribution.build import Build
 from attribution.jobs import Job
 
+from .access import BUILD
 from .jobs import RUNNING, framed
-from .opened import command_line, engine, go, launch
+from .opened import command_line, engine, go, launch, locked
 from .trouble import guarded
 from .words import UNLABELLED
 
@@ -42,7 +43,8 @@ def measuring(build: Build, rows: list[dict[str, Any]]) -> None:
                 f"{len(missing)} of {len(rows)} builds are not evaluated on the largest ground "
                 "truth yet."
             )
-            if action.button("Evaluate", type="primary", key="evaluate", width="stretch"):
+            primary = locked(BUILD, type="primary", key="evaluate", width="stretch")
+            if action.button("Evaluate", **primary):
                 launch(missing, "evaluate")
                 st.rerun()
             return
@@ -65,7 +67,8 @@ def measuring(build: Build, rows: list[dict[str, Any]]) -> None:
         options = [build.id, "--subsets", str(subsets), "--seeds", str(count), "--evaluate"]
         words.caption("Or in a terminal:")
         words.code(command_line(["truth", *options]), language="bash", wrap_lines=True)
-        if action.button("Measure fidelity", type="primary", key="measure", width="stretch"):
+        primary = locked(BUILD, type="primary", key="measure", width="stretch")
+        if action.button("Measure fidelity", **primary):
             launch(options, "truth")
             st.rerun()
 
@@ -75,7 +78,7 @@ def watch(ids: list[str]) -> None:
     busy = [job for job in measurements(ids) if job.state == RUNNING]
     if not busy:
         st.rerun()
-    if framed(busy[0], "Log and cancel", "to_builds"):
+    if framed(busy[0], "Log and cancel", key="to_builds"):
         go("builds")
 
 

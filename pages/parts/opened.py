@@ -49,6 +49,15 @@ def may(role: Role) -> Engine:
     return engine()
 
 
+def locked(role: Role, **options: Any) -> dict[str, Any]:
+    """A button's `options`; grey, and saying why, for a visitor who may not do what `role` may."""
+    try:
+        require(role)
+    except UserError as error:
+        return options | {"disabled": True, "help": str(error)}
+    return options
+
+
 def launch(options: list[str], *command: str) -> str:
     """Start a job as `Engine.start` does. Raises UserError for a visitor who may not, and where
     enough are running.
@@ -147,7 +156,7 @@ def no_builds() -> None:
             "image pulled on them. The demo has 5,000 handwritten digits, a tenth of its "
             "training labels wrong on purpose, and takes about three minutes."
         )
-        if st.button("Build the demo", type="primary", key="build_demo"):
+        if st.button("Build the demo", **locked(BUILD, type="primary", key="build_demo")):
             launch(["--noise", "0.1"])
             go("builds")
         st.caption("Or in a terminal:")

@@ -1,6 +1,6 @@
 // Every image a point in the plane: pan, zoom, hover, click, and draw around many.
 //
-// data: epoch, ack, points (address of the bytes that points.py packs), train, test (how many of
+// data: key, epoch, ack, points (address of the bytes that points.py packs), train, test (how many of
 //       each; the training images come first), labelled (whether test images are), thumbs (address of images), classes, hidden (class
 //       numbers), colour ("class" | "suspicion" | "decision"), images ("both" | "training" |
 //       "test"), label (a class number, or null for all), only ("everything" | "wrong predictions" |
@@ -32,7 +32,7 @@ export default function (component) {
   const { data, parentElement, setStateValue } = component;
   const root = parentElement.querySelector(".pc");
   const state = mounted(parentElement, () => ({
-    queue: new Queue(),
+    queue: keptOf(data).queue,
     data,
     view: { x: 0, y: 0, zoom: 1 },
     lasso: false,
@@ -116,11 +116,7 @@ function wire(root, state) {
   });
   // Keys work wherever the focus is on this page, except in a field or what is open above it; arrows
   // only on the map.
-  const listen = (event) => {
-    if (!root.isConnected) document.removeEventListener("keydown", listen, true);
-    else onKey(event, root, state);
-  };
-  document.addEventListener("keydown", listen, true);
+  onKeys(state.data, root, (event) => onKey(event, root, state));
   new ResizeObserver(() => paint(root, state)).observe(stage);
 }
 

@@ -9,7 +9,6 @@ All little-endian.
 from hashlib import sha256
 
 import numpy as np
-import pandas as pd
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
@@ -17,10 +16,11 @@ from starlette.routing import Route
 from attribution.build import Build
 from attribution.records import UserError
 
+from .kept import Kept
 from .opened import DOUBT, engine
 
 RANGE = 65_535
-_packed: dict[str, tuple[pd.DataFrame, bytes]] = {}  # the newest of each build
+POINTS = Kept(32 * 2**20)
 
 
 def address(build: Build) -> str:
@@ -30,9 +30,11 @@ def address(build: Build) -> str:
 
 def packed(build: Build) -> bytes:
     """The points as the browser gets them. Raises UserError where there is no map."""
+    return POINTS.get((build.id, build.evidence_id), lambda: _packed(build))
+
+
+def _packed(build: Build) -> bytes:
     suspects = build.mislabels()
-    if build.id in _packed and _packed[build.id][0] is suspects:
-        return _packed[build.id][1]
     if build.map is None:
         raise UserError(
             found=f"no map of build {build.id}",
@@ -50,9 +52,7 @@ def packed(build: Build) -> bytes:
         (rows.score > DOUBT, ~tests.correct, "u1"),
     ]
     columns = [np.concatenate([one, other]).astype(kind).tobytes() for one, other, kind in both]
-    content = b"".join([place_P2.astype("<u2").tobytes(), *columns])
-    _packed[build.id] = (suspects, content)
-    return content
+    return b"".join([place_P2.astype("<u2").tobytes(), *columns])
 
 
 def respond(request: Request) -> Response:

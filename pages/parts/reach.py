@@ -17,7 +17,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from attribution.build import Build
-from attribution.records import Report, UserError, silent
+from attribution.records import Report, UserError, natural, silent
 from attribution.whatif import LEAST, Moved, Scale, scale_of
 
 from .grid import Handle, grid
@@ -124,7 +124,7 @@ def item(build: Build, one: Moved) -> dict[str, Any]:
 
 def shown(build: Build, train_id: int, to: str, report: Report = silent) -> dict[str, Any]:
     """What a drop or a relabel would change, as `foldOf` in common.js draws it."""
-    label = int(to) if to.isdecimal() else None
+    label = natural(to)
     if label is None and to != DROP:
         raise UserError(
             found=f"change {to!r}", wanted=f"{DROP}, or the number of a class", next_step="use one"
@@ -174,4 +174,4 @@ def respond(request: Request) -> Response:
     )
 
 
-ROUTES = [Route("/reach/{build:str}/{train_id:int}/{to:str}", respond)]
+ROUTES = [Route("/reach/{build:str}/{train_id:position}/{to:str}", respond)]

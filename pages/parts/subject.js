@@ -1,6 +1,6 @@
 // The chosen test image, large, beside the probabilities of its classes; whether its label is right.
 //
-// data: epoch, ack, id, src, alt, title, name (of the file), facts ([text, tone]), bars ({name,
+// data: key, epoch, ack, id, src, alt, title, name (of the file), facts ([text, tone]), bars ({name,
 //       value, text, tone}), doubt (of its label, in words), verdict (the decision on its label, null for none), given (its label),
 //       classes, keys, likely (classes to offer); without these three nothing is decided), original, seen (addresses of its pixels and of
 //       those that the network gets), about ([of the original, of the seen])
@@ -8,19 +8,14 @@
 export default function (component) {
   const { data, parentElement, setStateValue } = component;
   const root = parentElement.querySelector(".pc");
-  const state = mounted(parentElement, () => ({ queue: new Queue(), drawn: null }));
+  const state = mounted(parentElement, () => ({ queue: keptOf(data).queue, drawn: null }));
   state.queue.sync(data, setStateValue);
   state.data = data;
   if (!state.wired) {
     state.wired = true;
     state.zoom = make("dialog", "zoom");
     state.zoom.addEventListener("click", () => state.zoom.close());
-    // The key works wherever the focus is on this page, except in a field.
-    const listen = (event) => {
-      if (!root.isConnected) document.removeEventListener("keydown", listen, true);
-      else onKey(event, root, state);
-    };
-    document.addEventListener("keydown", listen, true);
+    onKeys(data, root, (event) => onKey(event, root, state));
   }
   const { epoch, ack, ...shown } = data;
   const drawn = JSON.stringify(shown);

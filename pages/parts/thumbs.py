@@ -3,24 +3,31 @@
 from base64 import b64encode
 from functools import lru_cache
 
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from attribution.build import Build
 from attribution.exchange import png
+from attribution.pictures import Picture, taken
 from attribution.records import UserError
 
+from .kept import Kept
 from .opened import engine, thumb
 
 INLINE = 4096  # bytes
+PNGS = Kept(64 * 2**20)
 
 
-@lru_cache(maxsize=20_000)  # a PNG of a small image is under a kilobyte
 def _png(build_id: str, split: str, position: int, seen: bool = False) -> bytes:
     """As stored, or as the network sees it. Raises UserError for what is not there."""
-    build = engine().open(build_id)
-    return png((build.seen if seen else build.image)(split, position))
+
+    def make() -> bytes:
+        build = engine().open(build_id)
+        return png((build.seen if seen else build.image)(split, position))
+
+    return PNGS.get((build_id, split, position, seen), make)
 
 
 def inline(build: Build, split: str, position: int) -> str:
@@ -29,6 +36,12 @@ def inline(build: Build, split: str, position: int) -> str:
     if len(png) > INLINE:
         return thumb(build, split, position)
     return f"data:image/png;base64,{b64encode(png).decode()}"
+
+
+@lru_cache(maxsize=4)  # a large one takes a while, and each click draws it again
+def shrunk(content: bytes, longest: int) -> Picture:
+    """A picture that somebody brought, its longer side at most `longest` pixels."""
+    return taken(content, longest)
 
 
 def thumbnail(request: Request) -> Response:
@@ -58,9 +71,22 @@ def no_thumbnail(_: Request) -> Response:
     return PlainTextResponse("There is no such image.", status_code=404)
 
 
+class Position(Convertor[int]):
+    """A whole number of as many digits as a position may have; Starlette's own takes any."""
+
+    regex = "[0-9]{1,18}"
+
+    def convert(self, value: str) -> int:
+        return int(value)
+
+    def to_string(self, value: int) -> str:
+        return str(value)
+
+
+register_url_convertor("position", Position())  # for the routes of the pages' other parts too
 ROUTES = [
-    Route("/thumb/{build:str}/{split:str}/{position:int}.png", thumbnail),
-    Route("/seen/{build:str}/{split:str}/{position:int}.png", thumbnail),
+    Route("/thumb/{build:str}/{split:str}/{position:position}.png", thumbnail),
+    Route("/seen/{build:str}/{split:str}/{position:position}.png", thumbnail),
     Route("/thumb/{rest:path}", no_thumbnail),
     Route("/seen/{rest:path}", no_thumbnail),
 ]

@@ -8,14 +8,14 @@ from streamlit.delta_generator import DeltaGenerator
 
 from attribution.build import Build
 from attribution.jobs import Job
-from attribution.records import Answer, UserError
+from attribution.records import Answer, UserError, natural
 from attribution.whatif import LEAST, Forecast, Scale, agreement, columns, predicted, scale_of
 
 from . import charts
 from .access import BUILD
 from .asked import pick
 from .jobs import RUNNING, framed
-from .opened import command_line, engine, launch, may
+from .opened import command_line, engine, launch, locked, may
 from .reach import expander, unscaled
 from .trouble import guarded
 from .words import literal, sure
@@ -75,7 +75,8 @@ def chosen(build: Build, answer: Answer) -> list[int]:
     key = answer.test_id, answer.target
     if "picked" not in st.session_state:
         words = st.query_params.get("picked", "").split(",")
-        st.session_state["picked"] = [int(w) for w in words if w.isdecimal()]
+        numbers = [natural(word) for word in words]
+        st.session_state["picked"] = [n for n in numbers if n is not None]
     elif st.session_state.get("picked_for", key) != key:  # of another prediction
         st.session_state["picked"] = []
         if st.session_state.get("leave") == OWN:
@@ -206,12 +207,15 @@ def proof(build: Build, told: Forecast, found: list[Row]) -> None:
     options += ["--remove", ",".join(map(str, told.removed)), "--seeds", str(pairs)]
     if st.button(
         "Verified" if again else "Verify by retraining",
-        type="primary",
-        key="verify",
-        disabled=again,
-        icon=":material/science:",
-        help="Runs in the background; this tab may be closed. In a terminal: "
-        f"`{command_line(['verify', *short(options)])}`",
+        **locked(
+            BUILD,
+            type="primary",
+            key="verify",
+            disabled=again,
+            icon=":material/science:",
+            help="Runs in the background; this tab may be closed. In a terminal: "
+            f"`{command_line(['verify', *short(options)])}`",
+        ),
     ):
         launch(options, "verify")
         st.rerun(scope="fragment")
@@ -227,7 +231,7 @@ def watch(build_id: str) -> None:
     busy = [j for j in running() if j.options[:1] == (build_id,)]
     if not busy:
         st.rerun()
-    if framed(busy[0], "Cancel", "cancel_verify"):
+    if framed(busy[0], "Cancel", **locked(BUILD, key="cancel_verify")):
         may(BUILD).cancel(busy[0].id)
         st.rerun()
 
