@@ -105,6 +105,7 @@ def test_a_node_and_a_worker_killed_in_mid_build_cost_only_their_tasks(
     build = Engine(alone).build(SPEC)
     node = cluster.add_node(**NODE, node_name="second")
     before: dict[str, tuple[int, int]] = {}
+    trained: list[int] = []
     faults: list[BaseException] = []
 
     def kill() -> None:
@@ -112,6 +113,7 @@ def test_a_node_and_a_worker_killed_in_mid_build_cost_only_their_tasks(
         try:
             until(lambda: finished(shared, "run") and in_the_making(shared, "run") == 2)
             before.update(artifacts(shared))
+            trained.append(len(before))
             cluster.remove_node(node, allow_graceful=False)
             until(lambda: finished(shared, "features") and workers_at(cluster, "together"))
             before.update(artifacts(shared))
@@ -139,7 +141,7 @@ def test_a_node_and_a_worker_killed_in_mid_build_cost_only_their_tasks(
     fitted = members + 25 + 2 * members  # the range is sketched of 25
     searched = networks + 1  # neighbours of each network, opponents of a shard
     assert sum(who.done.values()) == 2 * networks + features + fitted + searched
-    assert who.done["second (127.0.0.1)"] == 1
+    assert who.done["second (127.0.0.1)"] <= trained[0]  # what it had begun was done elsewhere
 
 
 NAMESPACE = subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode == 0

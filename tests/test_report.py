@@ -103,7 +103,8 @@ def test_a_review_counts_every_decision(build: Build, tiny: Tiny) -> None:
 
 def test_the_command_writes_the_page_whole(tiny: Tiny, tmp_path: Path) -> None:
     where = ["--cache", str(tiny.cache), "--workspace", str(tmp_path)]
-    path = tmp_path / "why.html"
+    path = tmp_path / ("long" * 25) / "why.html"  # a line of its own would be wider than a screen
+    path.parent.mkdir()
     told = CliRunner().invoke(app, ["report", tiny.build, "--test", "5", "-o", str(path), *where])
     assert told.exit_code == 0 and str(path) in told.stdout
     opened = Engine(tiny.cache, tmp_path).open(tiny.build)
