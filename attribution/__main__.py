@@ -553,7 +553,9 @@ def list_builds(workspace: Workspace = None, cache: Cache = CACHE, as_json: AsJs
     if as_json:
         return show_json([b | restated(told[b["build"]]) for b in found])
     if not found:
-        out.print(f"No builds in {cache}: make one with `python -m attribution build`.", soft_wrap=True)
+        out.print(
+            f"No builds in {cache}: make one with `python -m attribution build`.", soft_wrap=True
+        )
         return None
     said = [what for what in ("name", "note") if any(b[what] for b in found)]
     table = Table(
@@ -1381,7 +1383,10 @@ def export(
         told = {"file": str(output), "decisions": len(labels.decisions)}
         if as_json:
             return show_json(told)
-        out.print(f"{output}: {len(labels.labels_T)} examples, {told['decisions']} decisions.", soft_wrap=True)
+        out.print(
+            f"{output}: {len(labels.labels_T)} examples, {told['decisions']} decisions.",
+            soft_wrap=True,
+        )
         return None
     folder = form in FOLDERS and output.suffix.lower() != ".zip"
     engine = open_engine(cache, workspace)
@@ -1397,7 +1402,9 @@ def export(
     if as_json:
         found: dict[str, Any] = {"file": str(output), "decisions": len(decided)}
         return show_json(found | ({"aside": left} if left else {}))
-    out.print(f"{output}: {len(opened.train_ids)} examples, {len(decided)} decisions.", soft_wrap=True)
+    out.print(
+        f"{output}: {len(opened.train_ids)} examples, {len(decided)} decisions.", soft_wrap=True
+    )
     if left:
         out.print(
             "Left out but kept in the log, decisions on examples that the data no longer has: "
