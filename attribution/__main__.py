@@ -22,7 +22,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from . import strategies
+from . import quantities, strategies
 from .records import (
     BuildSpec,
     DataSpec,
@@ -400,8 +400,7 @@ def build(
     if already:
         out.print(f"Build {summary['build']} was already done: nothing to do.")
         return None
-    stages = {name: value for name, value in summary["seconds"].items() if name != "query"}
-    parts = ", ".join(f"{name} {value:.1f} s" for name, value in stages.items())
+    parts = stages({name: s for name, s in summary["seconds"].items() if name != "query"})
     count = summary["threads"]
     parts += f"; {count} thread{'s' if count > 1 else ''}"
     accuracy = summary["accuracy"]
@@ -428,17 +427,22 @@ def build(
     return None
 
 
+def stages(seconds: dict[str, float]) -> str:
+    """What each stage takes or took."""
+    return ", ".join(f"{name} {quantities.span(value)}" for name, value in seconds.items())
+
+
 def show_estimate(found: Any, as_json: bool) -> None:
     """Print what a build will take; raise where the disk has not the room."""
     if as_json:
         told = {"seconds": found.seconds, "bytes": found.bytes}
         show_json({**told, "scratch": found.scratch, "free": found.free})
     else:
-        parts = ", ".join(f"{name} {value:.1f} s" for name, value in found.seconds.items())
         out.print(
-            f"About {found.time:.0f} s ({parts}) and {found.room / 1e6:.0f} MB, and "
-            f"{found.scratch / 1e6:.0f} MB more while it runs, of the {found.free / 1e9:.1f} GB "
-            "that are free, on this machine as busy as it is now."
+            f"About {quantities.span(found.time)} ({stages(found.seconds)}) and "
+            f"{quantities.size(found.room)}, and {quantities.size(found.scratch)} more while it "
+            f"runs, of the {quantities.size(found.free)} that are free, on this machine as busy as "
+            "it is now."
         )
     found.check()
 
@@ -629,25 +633,25 @@ def delete(
         }
         table = Table("kind", "artifacts", "size")
         for kind, some in kinds.items():
-            table.add_row(kind, str(len(some)), f"{sum(r['bytes'] for r in some) / 1e6:.1f} MB")
+            table.add_row(kind, str(len(some)), quantities.size(sum(r["bytes"] for r in some)))
         out.print(table)
     if dry_run:
         if as_json:
             return show_json({"build": build_id, "deleted": False, "artifacts": rows})
-        out.print(f"{size / 1e6:.1f} MB would be deleted; nothing was.")
+        out.print(f"{quantities.size(size)} would be deleted; nothing was.")
         return None
     if not yes:
         if not (sys.stdin.isatty() and errors.is_terminal):
             raise UserError(
-                found=f"{size / 1e6:.1f} MB of build {build_id} to delete for good",
+                found=f"{quantities.size(size)} of build {build_id} to delete for good",
                 wanted="your word for it",
                 next_step="give --yes to delete it, or --dry-run to see what would go",
             )
-        typer.confirm(f"Delete {size / 1e6:.1f} MB for good?", abort=True, err=True)
+        typer.confirm(f"Delete {quantities.size(size)} for good?", abort=True, err=True)
     engine.delete(build_id, everywhere)
     if as_json:
         return show_json({"build": build_id, "deleted": True, "artifacts": rows})
-    out.print(f"Build {build_id} is deleted, {size / 1e6:.1f} MB.")
+    out.print(f"Build {build_id} is deleted, {quantities.size(size)}.")
     if engine.remote and not everywhere:
         out.print(f"{engine.remote} keeps it, if it had it: --everywhere deletes it there too.")
     return None
@@ -706,10 +710,10 @@ def gc(
     if not as_json and rows:
         table = Table("kind", "id", "size")
         for row in rows:
-            table.add_row(row["kind"], printable(row["id"]), f"{row['bytes'] / 1e6:.1f} MB")
+            table.add_row(row["kind"], printable(row["id"]), quantities.size(row["bytes"]))
         out.print(table)
     if rows and not yes and asked and not as_json:
-        typer.confirm(f"Remove {size / 1e6:.1f} MB for good?", abort=True, err=True)
+        typer.confirm(f"Remove {quantities.size(size)} for good?", abort=True, err=True)
         yes = True
     if yes:
         collect(engine, found)
@@ -718,9 +722,9 @@ def gc(
     if not rows:
         out.print("Everything is referred to: nothing to remove.")
     elif yes:
-        out.print(f"{size / 1e6:.1f} MB are removed.")
+        out.print(f"{quantities.size(size)} are removed.")
     else:
-        out.print(f"{size / 1e6:.1f} MB could go; nothing was removed: --yes removes it.")
+        out.print(f"{quantities.size(size)} could go; nothing was removed: --yes removes it.")
     return None
 
 
@@ -1024,7 +1028,7 @@ def show_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
         table.add_row(
             r["build"], r["ensemble"], r["estimator"], f"{r['lds']:.3f}",
             f"{r['lds_low']:.3f} – {r['lds_high']:.3f}", f"{r['seconds']['train']:.1f} s",
-            f"{1000 * r['seconds']['query']:.1f} ms", f"{r['bytes']['index'] / 1e6:.1f} MB",
+            f"{1000 * r['seconds']['query']:.1f} ms", quantities.size(r["bytes"]["index"]),
         )  # fmt: skip
     out.print(table)
     if rows[0]["ceiling"] is not None:

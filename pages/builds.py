@@ -6,6 +6,7 @@ import streamlit as st
 
 from attribution.jobs import Job
 from attribution.proposal import Proposal, proposed
+from attribution.quantities import span
 from attribution.records import BuildSpec, DataSpec, EstimatorSpec
 from attribution.strategies import axes, options, usual_power, usual_q, usual_training
 from pages.parts import own
@@ -17,7 +18,6 @@ from pages.parts.jobs import RUNNING, bar
 from pages.parts.managing import managing, removing
 from pages.parts.opened import engine, head, launch, locked, may, whole
 from pages.parts.trouble import guarded
-from pages.parts.words import span
 
 SHOWN_ON = {"build": "explain", "verify": "explain", "map": "map"}  # else "compare"
 MARKS = {

@@ -10,6 +10,7 @@ from attribution import compare, strategies
 from attribution.build import Build
 from attribution.export import comparison_csv
 from attribution.making import spec_from
+from attribution.quantities import size, span
 from attribution.records import Hit, UserError
 from pages.parts import charts
 from pages.parts.access import BUILD
@@ -28,7 +29,7 @@ from pages.parts.opened import (
 )
 from pages.parts.thumbs import inline
 from pages.parts.trouble import guarded
-from pages.parts.words import blink, literal, readable, size, span
+from pages.parts.words import blink, literal, readable
 
 Row = dict[str, Any]  # of `Engine.compared`
 

@@ -4,13 +4,14 @@ import pandas as pd
 import streamlit as st
 
 from attribution.build import Build
+from attribution.quantities import span
 from pages.parts import charts
 from pages.parts.asked import deciding, on_test, test_item
 from pages.parts.builds_table import builds_table
 from pages.parts.findings import findings
 from pages.parts.grid import consume, grid, notice
 from pages.parts.opened import DOUBT, build_or_stop, command_line, engine, go, thumb
-from pages.parts.words import UNLABELLED, percent, span
+from pages.parts.words import UNLABELLED, percent
 
 SHOWN = 20  # pictures of each kind; two rows of them are in view
 POINTS = 1500  # of the chart; the rest is far from any doubt

@@ -108,7 +108,7 @@ def test_pages_talk_to_the_engine_and_records():
     plain = {
         "export", "exchange", "imports", "compare", "strategies", "groups", "changes", "revision",
         "report", "audit", "decisions", "evidence", "whatif", "testlabels", "pictures", "archives",
-        "estimate", "proposal", "remote",
+        "estimate", "proposal", "remote", "quantities",
     }  # fmt: skip
     assert used <= {"engine", "making", "build", "stored", "records", "jobs"} | plain
 

@@ -15,12 +15,13 @@ from streamlit.testing.v1 import AppTest
 from app import PAGES, serve
 from attribution.build import Build
 from attribution.engine import Engine
+from attribution.quantities import size, span
 from attribution.records import UserError
 from bench.questions import asked_of
 from pages.parts import behind, opened, reach
 from pages.parts.reviewer import REVIEWER
 from pages.parts.thumbs import ROUTES
-from pages.parts.words import blink, readable, size, span
+from pages.parts.words import blink, readable
 
 
 @pytest.fixture

@@ -3,9 +3,9 @@
 import streamlit as st
 
 from attribution.archives import own_name
+from attribution.quantities import size, span
 
 from .opened import engine
-from .words import size, span
 
 SAYS = {"coverage": "Share of the parameters whose gradients are attributed."}
 

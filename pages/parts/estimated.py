@@ -3,11 +3,11 @@
 import streamlit as st
 
 from attribution.estimate import Estimate
+from attribution.quantities import size, span
 from attribution.records import BuildSpec
 
 from .access import BUILD
 from .opened import may
-from .words import size, span
 
 KEPT = "estimated"
 STAGES = {"train": "training", "basis": "finding directions", "features": "gradients",

@@ -5,8 +5,7 @@ from typing import Any
 import streamlit as st
 
 from attribution.jobs import Job
-
-from .words import span
+from attribution.quantities import span
 
 RUNNING = "running"
 

@@ -3,12 +3,12 @@
 import streamlit as st
 
 from attribution.archives import own_name
+from attribution.quantities import size
 from attribution.records import UserError
 from attribution.stored import facts
 
 from .access import BUILD
 from .opened import build_name, by_data, engine, locked, may
-from .words import size
 
 
 def managing() -> None:
