@@ -61,6 +61,7 @@ class Found:
 
     counts: Counter[bytes]
     minutes: float = 0.0
+    processor: float = 0.0  # minutes of it, less where other programs want it too
     memory: int = 0  # bytes that a batch took at most, what was there before included
 
     @property
@@ -89,6 +90,7 @@ def measure(options: Options) -> list[Row]:
 def of_reader(name: str, found: Found) -> list[Row]:
     return [
         row(f"{name}: minutes", found.minutes, "min"),
+        row(f"{name}: minutes of the processor", found.processor, "min"),
         row(f"{name}: inputs", found.tried, ""),
         row(f"{name}: refused in a sentence", found.counts[REFUSED], ""),
         row(f"{name}: accepted", found.counts[ACCEPTED], ""),
@@ -105,7 +107,16 @@ def show(rows: Sequence[Row]) -> str:
         verdict = " MISSED" if one.ok is False else ""
         if what:
             lines.setdefault(name, []).append(f"{one.value:,.6g}{verdict}")
-    head = ["reader", "minutes", "inputs", "refused", "accepted", "failed", "most memory, MB"]
+    head = [
+        "reader",
+        "minutes",
+        "of the processor",
+        "inputs",
+        "refused",
+        "accepted",
+        "failed",
+        "most memory, MB",
+    ]
     table = [head, ["---"] * len(head), *([name, *cells] for name, cells in lines.items())]
     text = "\n".join(f"| {' | '.join(cells)} |" for cells in table)
     return f"{text}\n\n{rows[-1].what}: {rows[-1].value:.1f}; {machine()}; commit {commit()}"
@@ -120,6 +131,7 @@ def fuzzed(reader: Reader, seed: int, seconds: float, kept: Path, place: Path) -
         one = batch(reader, inputs, number, kept, place, began + seconds)
         found.counts.update(one.counts)
         found.memory = max(found.memory, one.memory)
+        found.processor += one.processor
         turn += 1
     found.minutes = (time.monotonic() - began) / 60
     return found
@@ -151,7 +163,8 @@ def batch(
         word = signal.Signals(-ended).name if ended < 0 else f"exit {ended}"
         said = errors(place).read_text(errors="replace")[-10_000:]
         keep(kept, reader.name, word, f"ended by {word}\n{said}", place)
-    return Found(counts, memory=used.ru_maxrss * 1024)
+    spent = (used.ru_utime + used.ru_stime) / 60
+    return Found(counts, processor=spent, memory=used.ru_maxrss * 1024)
 
 
 # --- in the child ---
