@@ -460,7 +460,12 @@ def describe(
     cache: Cache = CACHE,
     as_json: AsJson = False,
 ) -> None:
-    """Describe a data set of your own: classes, sizes, what cannot be read, images that leak."""
+    """Describe a data set of your own, and how to build on it.
+
+    Its classes and sizes, what cannot be read, images that leak into the test half.
+    """
+    from .proposal import proposed
+
     how = ReadSpec(
         size=size,
         test_share=test_share,
@@ -472,8 +477,13 @@ def describe(
     )
     with progress() as report:
         found = open_engine(cache).described(source, how, report)
+    usual = proposed(found)
+    # What was read in another way than the usual is found again by its id.
+    build = ["build", "--data", source if how == BLANK else found["data"], *usual.options]
+    if cache != CACHE:
+        build += ["--cache", str(cache)]
     if as_json:
-        return show_json(found)
+        return show_json(found | {"proposal": {"why": usual.why, "command": build}})
     sides = found["sides"]
     colour = "colour" if found["channels"] == 3 else "grey"
     say(
@@ -521,6 +531,8 @@ def describe(
         say(f"The same training image again, under the same label: {found['repeats']:,}.")
     if not found["near"]:
         say("There are too many images to look for those that are only nearly the same.")
+    say(usual.why)
+    say(f"python -m attribution {shlex.join(build)}")
     return None
 
 
@@ -557,9 +569,7 @@ def list_builds(workspace: Workspace = None, cache: Cache = CACHE, as_json: AsJs
     if as_json:
         return show_json([b | restated(told[b["build"]]) for b in found])
     if not found:
-        out.print(
-            f"No builds in {cache}: make one with `python -m attribution build`.", soft_wrap=True
-        )
+        say(f"No builds in {cache}: make one with `python -m attribution build`.")
         return None
     said = [what for what in ("name", "note") if any(b[what] for b in found)]
     table = Table(
@@ -1343,7 +1353,7 @@ def scores(
     found = {"file": str(output), "test": tests, "train": trains}
     if as_json:
         return show_json(found)
-    out.print(f"{output}: {tests} test x {trains} train scores.", soft_wrap=True)
+    say(f"{output}: {tests} test x {trains} train scores.")
     return None
 
 
@@ -1387,10 +1397,7 @@ def export(
         told = {"file": str(output), "decisions": len(labels.decisions)}
         if as_json:
             return show_json(told)
-        out.print(
-            f"{output}: {len(labels.labels_T)} examples, {told['decisions']} decisions.",
-            soft_wrap=True,
-        )
+        say(f"{output}: {len(labels.labels_T)} examples, {told['decisions']} decisions.")
         return None
     folder = form in FOLDERS and output.suffix.lower() != ".zip"
     engine = open_engine(cache, workspace)
@@ -1406,9 +1413,7 @@ def export(
     if as_json:
         found: dict[str, Any] = {"file": str(output), "decisions": len(decided)}
         return show_json(found | ({"aside": left} if left else {}))
-    out.print(
-        f"{output}: {len(opened.train_ids)} examples, {len(decided)} decisions.", soft_wrap=True
-    )
+    say(f"{output}: {len(opened.train_ids)} examples, {len(decided)} decisions.")
     if left:
         out.print(
             "Left out but kept in the log, decisions on examples that the data no longer has: "
@@ -1468,7 +1473,7 @@ def one_page(
     write_whole(output, page.encode())
     if as_json:
         return show_json({"file": str(output)})
-    out.print(f"{output}: open it in a browser, or send it.", soft_wrap=True)
+    say(f"{output}: open it in a browser, or send it.")
     return None
 
 

@@ -31,6 +31,13 @@ class Proposal:
     masks: int
     why: str
 
+    @property
+    def options(self) -> list[str]:
+        """What `attribution build` takes beside the data."""
+        width = [] if self.width == 1 else ["--width", f"{self.width:g}"]
+        size = ["--models", str(self.models), "--masks", str(self.masks)]
+        return ["--model", self.model, *width, "--epochs", str(self.epochs), *size]
+
 
 def proposed(found: Mapping[str, Any]) -> Proposal:
     """Settings for data as `Engine.described` describes them."""

@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import shlex
 import shutil
 import sys
 from dataclasses import replace
@@ -131,6 +132,17 @@ def test_data_describes_a_folder_before_a_build(own, tmp_path, run):
     for words in ("61 training and 13 test images of 3 classes", "12 x 12", "broken.jpg: a zip",
                   "test/cat/leak.png = train/cat/003.png", STRANGE):  # fmt: skip
         assert words in told
+    assert shlex.join(found["proposal"]["command"]) in told
+
+
+def test_data_tells_the_command_that_builds_on_it(own, tmp_path, run):
+    cache = tmp_path / "cache"
+    words = ("data", own.folder, "--size", "8", "--cache", cache)
+    command = run(*words).splitlines()[-1]
+    assert command.startswith("python -m attribution build --data ")
+    found = json.loads(run(*shlex.split(command)[3:], "--epochs", "1", "--masks", "1", "--json"))
+    assert Engine(cache).open(found["build"]).data.train.images.shape[1:3] == (8, 8)
+    assert found["train"] == 61
 
 
 @pytest.mark.parametrize(
