@@ -401,8 +401,8 @@ def build(
         out.print(f"Build {summary['build']} was already done: nothing to do.")
         return None
     parts = stages({name: s for name, s in summary["seconds"].items() if name != "query"})
-    count = summary["threads"]
-    parts += f"; {count} thread{'s' if count > 1 else ''}"
+    count = summary.get("threads")  # of an older build it is not known
+    parts += f"; {count} thread{'s' if count > 1 else ''}" if count else ""
     accuracy = summary["accuracy"]
     right = "test images without labels" if accuracy is None else f"test accuracy {accuracy:.3f}"
     out.print(
@@ -429,7 +429,10 @@ def build(
 
 def stages(seconds: dict[str, float]) -> str:
     """What each stage takes or took."""
-    return ", ".join(f"{name} {quantities.span(value)}" for name, value in seconds.items())
+    return ", ".join(
+        f"{name} {s:.1f} s" if s < 10 else f"{name} {quantities.span(s)}"
+        for name, s in seconds.items()
+    )
 
 
 def show_estimate(found: Any, as_json: bool) -> None:
@@ -1037,7 +1040,7 @@ def show_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
     for r in rows:
         table.add_row(
             r["build"], r["ensemble"], r["estimator"], f"{r['lds']:.3f}",
-            f"{r['lds_low']:.3f} – {r['lds_high']:.3f}", f"{r['seconds']['train']:.1f} s",
+            f"{r['lds_low']:.3f} – {r['lds_high']:.3f}", quantities.span(r["seconds"]["train"]),
             f"{1000 * r['seconds']['query']:.1f} ms", quantities.size(r["bytes"]["index"]),
         )  # fmt: skip
     out.print(table)
@@ -1622,7 +1625,6 @@ def reported(cache: Path, job: str, then: Report) -> Iterator[tuple[Report, Any]
         return
     from . import jobs
 
-    os.nice(10)  # what a person waits for at a page goes first
     report, finish = jobs.reporter(jobs.place_of(cache, job), then)
     try:
         yield report, finish

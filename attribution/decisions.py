@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from numbers import Integral
 from pathlib import Path
 from typing import get_args
 
@@ -119,17 +120,24 @@ class Fold:
         for row in rows:
             act, of, *rest, _ = row
             made = _decision(rest)
-            about = self._about.setdefault(made.example_id, {})
             taken = self.undone.setdefault(made.reviewer, {})
             if act == "decide":
-                self._acts[made.seq] = about[made.seq] = made
+                self._acts[made.seq] = made
+                self._about.setdefault(made.example_id, {})[made.seq] = made
                 taken.clear()
-            elif act == "undo":
-                taken[of] = self._acts.pop(of)
-                del about[of]
+                touched.add(made.example_id)
+                continue
+            here, there = (self._acts, taken) if act == "undo" else (taken, self._acts)
+            one = here.pop(of, None)
+            if one is None:  # the event it is about was damaged, and is taken as it stands
+                continue
+            there[of] = one
+            about = self._about.setdefault(one.example_id, {})
+            if act == "undo":
+                about.pop(of, None)
             else:
-                self._acts[of] = about[of] = taken.pop(of)
-            touched.add(made.example_id)
+                about[of] = one
+            touched.add(one.example_id)
         if not rows:
             return
         for key in touched:
@@ -224,7 +232,7 @@ class Decisions:
                     data_id=data_id,
                     example_id=choice.example_id,
                     verdict=choice.verdict,
-                    label=choice.label,
+                    label=None if choice.label is None else int(choice.label),
                     reviewer=reviewer,
                     time=now(),
                     build_id=build_id,
@@ -253,7 +261,7 @@ class Decisions:
 
     def standing(self, data_id: str) -> Standing:
         """What stands, unsure ones and what reviewers disagree on included."""
-        if self._none_yet():
+        if self._empty():
             return Standing()
         # The lock first: a reader that began before what is known would have to begin anew.
         with self._lock, self._open() as db:
@@ -272,7 +280,7 @@ class Decisions:
 
     def history(self, data_id: str) -> list[Decision]:
         """Every decision ever made, oldest first, those taken back included."""
-        if self._none_yet():
+        if self._empty():
             return []
         with self._lock, self._open() as db:
             self._read(db, data_id)
@@ -284,7 +292,7 @@ class Decisions:
 
     def counts(self) -> dict[str, int]:
         """How many decisions were ever made, for each data set (or test half) by its id."""
-        if self._none_yet():
+        if self._empty():
             return {}
         with self._lock, self._open() as db:
             self._read(db, "")
@@ -340,6 +348,17 @@ class Decisions:
             wanted="every event as it was written",
             next_step=f"put back a copy of that file{otherwise}",
         )
+
+    def _empty(self) -> bool:
+        """Whether there is no file yet. One of an older version is brought up to date before the
+        lock is taken, which somebody who is just writing may wait for.
+        """
+        if self._none_yet():
+            return True
+        if not self._seen:
+            with self._open():
+                pass
+        return False
 
     def _none_yet(self) -> bool:
         """Whether there is no file yet. Raises `UserError` where there was one."""
@@ -425,9 +444,8 @@ class Decisions:
             finally:
                 db.close()
         except (sqlite3.Error, OSError, UnicodeError) as error:  # of damaged text, the last
-            why = " ".join(str(error).split())  # SQLite quotes a damaged table's whole definition
             raise UserError(
-                found=f"the decisions {self.path} cannot be used ({why[:200]})",
+                found=f"the decisions {self.path} cannot be used ({brief(error)})",
                 wanted="a readable and writable file with room on its disk",
                 next_step="mend that, or choose another folder with --workspace",
             ) from error
@@ -444,13 +462,25 @@ def integrity(path: Path) -> str:
         finally:
             db.close()
     except (sqlite3.Error, UnicodeError) as error:
-        return " ".join(str(error).split())[:200]
+        return brief(error)
     return "" if found == "ok" else " ".join(found.split())
+
+
+def brief(error: Exception) -> str:
+    """What went wrong in a line; SQLite quotes a damaged table's whole definition."""
+    return " ".join(str(error).split())[:200]
 
 
 def check(choice: Choice) -> None:
     """Raise `UserError` for a choice that makes no sense."""
     known("verdict", choice.verdict, get_args(Verdict), "keep, relabel, drop or unsure")
+    label: object = choice.label
+    if label is not None and (isinstance(label, bool) or not isinstance(label, Integral)):
+        raise UserError(
+            found=f"the label {label!r} to relabel with",
+            wanted="the number of a class, or none",
+            next_step="give it as an int",
+        )
     if (choice.verdict == "relabel") != (choice.label is not None):
         raise UserError(
             found=f"a {choice.verdict} with label {choice.label}",

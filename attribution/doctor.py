@@ -18,6 +18,7 @@ from . import archives, jobs
 from .decisions import integrity
 from .engine import KIND_OF, Engine
 from .making import spec_from
+from .quantities import size
 from .records import FORMAT, Report, UserError, silent
 from .store import Damaged, Store, may_write
 from .strategies import options
@@ -98,7 +99,7 @@ def places(engine: Engine) -> Iterator[Finding]:
             continue
         room = shutil.disk_usage(folder).free
         little = " is little: free some, or a build may end for want of it" * (room < LITTLE)
-        said = f"{folder} can be written; {room / 1e9:.1f} GB free{little}."
+        said = f"{folder} can be written; {size(room)} free{little}."
         yield Finding(about=what, said=said, trouble=bool(little))
 
 

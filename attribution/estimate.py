@@ -34,6 +34,7 @@ from .features import (
     projected,
 )
 from .fit import OVERSAMPLING, RANGE_MEMBERS
+from .quantities import size
 from .records import BuildSpec, Checkpoint, Member, RunSpec, UserError
 from .rows import bytes_of
 from .train import train
@@ -75,8 +76,8 @@ class Estimate:
         """Raise `UserError` where the disk has not the room."""
         if self.room + self.scratch > self.free:
             raise UserError(
-                found=f"a build of about {self.room / 1e9:.2g} GB, and {self.scratch / 1e9:.2g} GB "
-                f"while it runs, with {self.free / 1e9:.2g} GB free on the disk",
+                found=f"a build of about {size(self.room)}, and {size(self.scratch)} while it "
+                f"runs, with {size(self.free)} free on the disk",
                 wanted="room for all of it",
                 next_step="free some, take fewer masks or networks, or choose another --cache",
             )

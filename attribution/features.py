@@ -23,7 +23,7 @@ from .gradients import (
 )
 from .members import View, mask_sites
 from .projection import checked_sites, own_projections, random_projections
-from .records import FeatureSpec, UserError
+from .records import FeatureSpec, UserError, known
 
 BASIS_EXAMPLES = 2048  # enough for the leading directions of every layer
 VIEWS = 8  # members that are featurized together
@@ -94,8 +94,10 @@ def projected(
 ) -> Projected:
     """Find the sites of `network`, check them against autograd, and choose the directions.
 
-    Raises `UserError` where no parameter's gradient can be had.
+    Raises `UserError` where no parameter's gradient can be had, or the network cannot be run in the
+    precision asked for.
     """
+    run_in(network, spec.precision, train.x_N[:2])
     view = View(network)
     places, left_out = checked_sites(view, train.x_N[:2], train.key_N[:2], train.target_N[:2])
     if not places:
@@ -123,11 +125,28 @@ def in_precision(whole: Projected, precision: str) -> Projected:
     Processors that multiply matrices of bfloat16 (AMX) are several times faster in it. It has
     eight bits of mantissa, so directions are chosen, and sites checked, before.
     """
-    if precision == "float32":
-        return whole
     dtype = PRECISIONS[precision]
+    if dtype == torch.float32:
+        return whole
     directions = {s: tuple(t.to(dtype) for t in some) for s, some in whole.projections.items()}
     return replace(whole, network=copy.deepcopy(whole.network).to(dtype), projections=directions)
+
+
+def run_in(network: nn.Module, precision: str, x_N: Tensor) -> None:
+    """Raise `UserError` for a network that does not run in a lower precision, on some inputs."""
+    known("precision", precision, tuple(PRECISIONS), "--precision")
+    dtype = PRECISIONS[precision]
+    if dtype == torch.float32:
+        return
+    try:
+        with torch.no_grad():
+            copy.deepcopy(network).to(dtype)(x_N.to(dtype) if x_N.is_floating_point() else x_N)
+    except RuntimeError as error:  # a tensor that is neither a parameter nor a buffer, say
+        raise UserError(
+            found=f"a network that does not run in {precision} ({error})",
+            wanted="one whose every tensor is a parameter or a buffer, so that it is turned too",
+            next_step="register it as a buffer, or leave out --precision",
+        ) from error
 
 
 def input_of(view: View, some: Examples) -> Tensor:

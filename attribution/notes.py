@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .decisions import sealed, written
+from .decisions import brief, sealed, version, written
 from .records import UserError
 
 VERSION = 1  # of the file: `PRAGMA user_version`
@@ -30,7 +30,7 @@ SEALED = (  # from version 0
     "UPDATE notes SET seal = seal(seq, build_id, name, note, time)",
     "PRAGMA user_version = 1",
 )
-WORDS = "SELECT seq, build_id, name, note, time, seal FROM notes ORDER BY seq"
+WORDS = "SELECT seq, build_id, name, note, time, {} FROM notes ORDER BY seq"
 NAME, NOTE = 60, 2000  # characters at most
 PATIENCE = 30  # seconds to wait for another writer
 
@@ -54,12 +54,15 @@ class Notes:
         if not self.path.exists():
             return {}
         with self._open() as db:
-            rows = db.execute(WORDS).fetchall()
+            if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'notes'").fetchone():
+                return {}
+            checked = version(db) > 0
+            rows = db.execute(WORDS.format("seal" if checked else "''")).fetchall()
             last = written(db, "notes")
         if [row[0] for row in rows] != list(range(1, last + 1)):
             raise self._damaged("a word is missing")
         for *row, seal in rows:
-            if seal != sealed(*row):
+            if checked and seal != sealed(*row):
                 raise self._damaged(f"word {row[0]} is not what was written")
         return {build_id: Note(name, note) for _, build_id, name, note, *_ in rows}
 
@@ -100,7 +103,7 @@ class Notes:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             db = sqlite3.connect(self.path, timeout=PATIENCE)
             try:
-                (had,) = db.execute("PRAGMA user_version").fetchone()
+                had = version(db)
                 if had > VERSION:
                     raise UserError(
                         found=f"the names and notes {self.path} were written by a newer version "
@@ -108,9 +111,8 @@ class Notes:
                         wanted=f"a file of version {VERSION}",
                         next_step="update the program, or choose another folder with --workspace",
                     )
-                if write or had < VERSION:
-                    db.execute("BEGIN IMMEDIATE")
-                if db.execute("PRAGMA user_version").fetchone() == (0,):
+                db.execute("BEGIN IMMEDIATE" if write else "BEGIN")  # one state of it for a reader
+                if write and version(db) == 0:
                     db.create_function("seal", -1, sealed, deterministic=True)
                     for statement in (TABLE, *SEALED):
                         db.execute(statement)
@@ -119,9 +121,8 @@ class Notes:
             finally:
                 db.close()
         except (sqlite3.Error, OSError, UnicodeError) as error:  # of damaged text, the last
-            why = " ".join(str(error).split())  # SQLite quotes a damaged table's whole definition
             raise UserError(
-                found=f"{self.path} cannot be used ({why[:200]})",
+                found=f"{self.path} cannot be used ({brief(error)})",
                 wanted="a file of names and notes that may be read and written",
                 next_step="mend it, or choose another folder with --workspace",
             ) from error

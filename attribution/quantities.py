@@ -17,7 +17,7 @@ def span(seconds: float | None) -> str:
 def size(count: float) -> str:
     """A number of bytes in decimal units: 9.3 MB."""
     for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
+        if count < 999.5:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"

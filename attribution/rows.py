@@ -219,7 +219,8 @@ def merged(found: Sequence[tuple[np.ndarray, np.ndarray]], k: int) -> tuple[np.n
 
 
 def shortlist(found: Sequence[tuple[np.ndarray, np.ndarray]], wide: int) -> list[np.ndarray]:
-    """The best `wide` positions of several (scores, positions) for each query, in rising order.
+    """The best `wide` positions of several (scores, positions), (T, n) each, for each query, in
+    rising order.
 
     Without those that are as good as the next: a search leaves open which of equals it finds.
     """

@@ -16,6 +16,7 @@ import stat
 import unicodedata
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO, StringIO
@@ -179,32 +180,35 @@ def stamps(paths: Iterable[Path]) -> list[tuple[str, int, int]]:
     )
 
 
+@contextmanager
+def reachable() -> Iterator[None]:
+    """What the system says of a file that cannot be had is raised as `Aside`."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise Aside("no such file") from None
+    except (OSError, RuntimeError, ValueError) as error:
+        raise Aside(f"cannot be read ({said(error)})") from error
+
+
+@reachable()
 def real(path: Path, inside: Path | None) -> Path:
     """Where a file really is, which has to be `inside` a folder. Raises `Aside`."""
-    try:
-        found = path.resolve(strict=True)
-        if inside is not None and not found.is_relative_to(inside):
-            raise Aside("outside of the folder")
-        if not stat.S_ISREG(found.stat().st_mode):  # or it may have no end, or wait for ever
-            raise Aside("no regular file")
-        return found
-    except FileNotFoundError:
-        raise Aside("no such file") from None
-    except (OSError, RuntimeError, ValueError) as error:
-        raise Aside(f"cannot be read ({said(error)})") from error
+    found = path.resolve(strict=True)
+    if inside is not None and not found.is_relative_to(inside):
+        raise Aside("outside of the folder")
+    if not stat.S_ISREG(found.stat().st_mode):  # or it may have no end, or wait for ever
+        raise Aside("no regular file")
+    return found
 
 
+@reachable()
 def content(path: Path, inside: Path | None) -> bytes:
     """A file as a whole, which has to be `inside` a folder. Raises `Aside`."""
-    try:
-        found = real(path, inside)
-        if found.stat().st_size > LARGEST:
-            raise Aside(f"a file of more than {LARGEST // 2**20} MB")
-        return found.read_bytes()
-    except FileNotFoundError:
-        raise Aside("no such file") from None
-    except (OSError, RuntimeError, ValueError) as error:
-        raise Aside(f"cannot be read ({said(error)})") from error
+    found = real(path, inside)
+    if found.stat().st_size > LARGEST:
+        raise Aside(f"a file of more than {LARGEST // 2**20} MB")
+    return found.read_bytes()
 
 
 def refuse(reason: str) -> bytes:

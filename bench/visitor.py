@@ -84,7 +84,8 @@ class Visitor:
         """Do something in element `key`; seconds until a run that has applied it ended."""
         element = self.elements[key]
         seq = element.data["ack"] + 1
-        queue = {"epoch": element.data["epoch"], "actions": [{**action, "seq": seq}]}
+        at = {"name": element.data["queue"], "epoch": element.data["epoch"]}
+        queue = {**at, "actions": [{**action, "seq": seq}]}
         self._queues[element.id] = json.dumps({"queue": queue})
 
         def done() -> bool:

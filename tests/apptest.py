@@ -45,7 +45,8 @@ def act(app: AppTest, key: str, *actions: dict) -> AppTest:
     """What the browser does: put numbered actions into the element's state, and rerun."""
     data = element(app, key)
     numbered = [{**a, "seq": data["ack"] + i + 1} for i, a in enumerate(actions)]
-    app.session_state[key] = {"queue": {"epoch": data["epoch"], "actions": numbered}}
+    queue = {"name": data["queue"], "epoch": data["epoch"], "actions": numbered}
+    app.session_state[key] = {"queue": queue}
     return app.run()
 
 

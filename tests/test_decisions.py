@@ -295,15 +295,23 @@ def test_reading_makes_no_file(log):
         ("relabel", None, "None"),
         ("keep", 3, "keep with label 3"),
         ("drop", 0, "drop with label 0"),
+        ("relabel", True, "label True"),
+        ("relabel", 2.0, "label 2.0"),
+        ("relabel", "2", "label '2'"),
     ],
 )
 def test_a_verdict_or_label_that_makes_no_sense_is_a_users_mistake(log, verdict, label, word):
     with pytest.raises(UserError) as told:
         log.decide(DATA, "e-0", verdict, label=label)
     assert word in told.value.found
-    assert "relabel" in told.value.wanted
+    assert "relabel" in told.value.wanted + told.value.found
     assert told.value.next_step
     assert not log.path.exists()
+
+
+def test_a_label_of_numpy_is_a_label(log):
+    log.decide(DATA, "e-0", "relabel", label=np.int64(3))
+    assert Decisions(log.path).in_force(DATA)["e-0"].label == 3
 
 
 def test_the_log_is_sqlite_in_write_ahead_mode(log):
@@ -560,6 +568,27 @@ def test_an_event_that_was_changed_is_named_and_may_be_taken_as_it_stands(log):
     with closing(sqlite3.connect(log.path)) as db, db:
         db.execute(command)
     assert Decisions(log.path).in_force(DATA)["e-1"].label == 7
+
+
+@pytest.mark.parametrize("act", ["undo", "redo"])
+@pytest.mark.parametrize("column", ["data_id", "reviewer", "example_id", "seq"])
+def test_an_act_that_is_about_what_was_accepted_damaged_ends_nothing(log, column, act):
+    log.decide(DATA, "e-0", "keep")
+    log.decide(DATA, "e-1", "keep")
+    log.undo(DATA)
+    if act == "redo":
+        log.redo(DATA)
+    with closing(sqlite3.connect(log.path)) as db, db:
+        if column == "seq":
+            db.execute("UPDATE events SET of = 1, seal = 'accepted' WHERE seq > 2")
+        else:
+            db.execute(f"UPDATE events SET {column} = 'x', seal = 'accepted' WHERE seq = 2")
+    again = Decisions(log.path)
+    for data_id in (DATA, "x"):
+        assert again.standing(data_id).newest >= 0
+    assert ("e-0" in again.in_force(DATA)) == (column != "seq" or act == "redo")
+    again.decide(DATA, "e-1", "drop")
+    assert Decisions(log.path).in_force(DATA)["e-1"].verdict == "drop"
 
 
 @pytest.mark.parametrize("gone", [1, 2, 3])

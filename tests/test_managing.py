@@ -4,6 +4,7 @@ and a browser names no file of this machine."""
 import json
 import shutil
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from test_cli import TINY, run  # noqa: F401
 
 from attribution import jobs
 from attribution.engine import Engine
-from attribution.notes import Note, Notes
+from attribution.notes import TABLE, Note, Notes
 from attribution.records import UserError
 from attribution.store import _digest
 from attribution.strategies import options
@@ -58,6 +59,37 @@ def test_a_name_and_a_note_are_the_newest_words(tmp_path):
     (tmp_path / "bad.sqlite").write_text("no database at all " * 100)
     with pytest.raises(UserError, match="bad.sqlite"):
         Notes(tmp_path / "bad.sqlite").all()
+
+
+def test_words_of_the_first_version_are_read_without_a_change_and_kept(tmp_path):
+    notes = Notes(tmp_path / "notes.sqlite")
+    assert notes.all() == {}
+    with closing(sqlite3.connect(notes.path)) as db, db:
+        db.execute(TABLE)
+        row = "INSERT INTO notes (build_id, name, note, time) VALUES (?, ?, ?, ?)"
+        db.execute(row, ("a" * 12, "first", "why", 1.5))
+    before = notes.path.read_bytes()
+    assert notes.all() == {"a" * 12: Note("first", "why")}
+    assert notes.path.read_bytes() == before  # a folder that cannot be written can be read
+    notes.say("b" * 12, Note("second"))
+    assert notes.all() == {"a" * 12: Note("first", "why"), "b" * 12: Note("second")}
+    (tmp_path / "empty.sqlite").touch()  # as a kill may leave it
+    assert Notes(tmp_path / "empty.sqlite").all() == {}
+
+
+def test_a_reader_sees_no_word_half_written(tmp_path):
+    path = tmp_path / "notes.sqlite"
+
+    def say() -> None:
+        for n in range(60):
+            Notes(path).say("a" * 12, Note(str(n)))
+
+    with ThreadPoolExecutor() as pool:
+        writing = pool.submit(say)
+        while not writing.done():
+            assert len(Notes(path).all()) <= 1
+        writing.result()
+    assert Notes(path).all() == {"a" * 12: Note("59")}
 
 
 def test_a_word_that_was_changed_or_is_missing_is_a_sentence(tmp_path):

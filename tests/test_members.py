@@ -258,6 +258,23 @@ def test_features_in_bfloat16_are_those_in_float32_but_for_its_digits(name, mask
     assert all(p.dtype == torch.float32 for p in network.parameters())  # not changed in place
 
 
+def test_a_network_that_cannot_be_run_in_bfloat16_is_a_sentence():
+    class Shifted(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(4, 3)
+            self.shift = torch.full((4,), 0.5)  # no buffer: it keeps its precision
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x + self.shift)
+
+    examples = Examples(torch.randn(4, 4), torch.arange(4), torch.zeros(4, dtype=torch.int64))
+    assert projected(Shifted(), examples, FeatureSpec(ka=2, kg=2), False).coverage == 1
+    with pytest.raises(UserError, match="does not run in bfloat16.*--precision"):
+        projected(Shifted(), examples, FeatureSpec(ka=2, kg=2, precision="bfloat16"))
+    with pytest.raises(UserError, match="unknown precision 'half'"):
+        projected(Shifted(), examples, FeatureSpec(precision="half"))
+
+
 def test_a_shared_mask_is_one_for_all_examples_and_its_own_for_each_member():
     network = nn.Sequential(nn.Dropout(0.9)).eval()
     views = [View(network, ("0",), mask, 0.3, shared=True) for mask in (0, 1)]

@@ -350,13 +350,20 @@ def test_review_applies_each_action_once(engine: Engine, build: Build) -> None:
     assert element(app, "deck")["focus"]["id"] == three
 
 
-def test_actions_meant_for_an_earlier_session_are_not_applied(engine: Engine, build: Build) -> None:
+def test_actions_meant_for_another_session_or_build_are_not_applied(
+    engine: Engine, build: Build
+) -> None:
     app = page("review")
     first = items(app, "deck")[0]["id"]
     action = {"type": "decide", "id": first, "verdict": "drop", "seq": 1}
-    app.session_state["deck"] = {"queue": {"epoch": "before", "actions": [action]}}
-    fine(app.run())
-    assert engine.decisions.in_force(build.data_id) == {}
+    now = element(app, "deck")
+    for name, epoch in ((now["queue"], "before"), ("deck of another build", now["epoch"])):
+        queue = {"name": name, "epoch": epoch, "actions": [action]}
+        app.session_state["deck"] = {"queue": queue}
+        fine(app.run())
+        assert engine.decisions.in_force(build.data_id) == {}
+    act(app, "deck", action)
+    assert len(engine.decisions.in_force(build.data_id)) == 1
 
 
 @pytest.mark.parametrize(
@@ -515,6 +522,7 @@ def test_numbers_read_well() -> None:
         "2 h 5 min",
     ]
     assert [size(n) for n in (12, 9_300_000, 1.74e9)] == ["12 B", "9.3 MB", "1.74 GB"]
+    assert [size(n) for n in (999.7, 999_600, 999_400)] == ["1 kB", "1 MB", "999 kB"]
     assert readable(0.0041) == (1000.0, "Scores are shown times 1,000. ")
     assert readable(2.5) == (1.0, "") and readable(0) == (1.0, "")
 

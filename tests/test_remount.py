@@ -44,10 +44,13 @@ def item(position: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def data(ack: int = 0, items: range = range(6), epoch: str = "one") -> dict[str, Any]:
+def data(
+    ack: int = 0, items: range = range(6), epoch: str = "one", build: str = "b"
+) -> dict[str, Any]:
     return {
-        "key": "deck b", "epoch": epoch, "ack": ack, "items": [item(i) for i in items],
-        "verdicts": {}, "classes": ["a", "b"], "keys": ["0", "1"], "focus": None,
+        "key": "deck", "queue": f"deck {build}", "epoch": epoch, "ack": ack,
+        "items": [item(i) for i in items], "verdicts": {}, "classes": ["a", "b"],
+        "keys": ["0", "1"], "focus": None,
         "pending": "open", "settle": False, "less": False, "more": True, "place": "1",
         "chosen": "", "share": 0, "progress": "", "tally": "", "evidence": "/none/",
         "reach": "/none/", "reviewer": "ann", "empty": "nothing",
@@ -143,6 +146,34 @@ def test_keys_hit_no_image_until_the_next_page_is_here(page: Page) -> None:
     page.evaluate("(data) => window.again(data)", data(items=range(2, 4), ack=3))
     page.keyboard.press("x")
     assert sent(page) == [(4, "drop", [2])]
+
+
+def test_back_and_forth_at_once_is_the_page_that_was_there(page: Page) -> None:
+    mount(page, items=range(2))
+    page.keyboard.press("x")
+    page.keyboard.press("x")  # the last one: the next page is asked for
+    page.evaluate("(data) => window.again(data)", data(items=range(2), ack=3))
+    page.keyboard.press("k")
+    assert sent(page) == [(4, "keep", [0])]
+
+
+def test_acts_and_keys_are_of_the_build_they_were_meant_for(page: Page) -> None:
+    mount(page)
+    page.keyboard.press("x")
+    page.evaluate("(data) => window.again(data)", data(items=range(3, 6), build="c"))
+    page.keyboard.press("k")
+    assert page.evaluate("window.sent.name") == "deck c"
+    assert sent(page) == [(1, "keep", [3])]
+    page.evaluate("window.gone()")
+    page.keyboard.press("x")
+    mount(page)  # the first build again, which has not heard of its act yet
+    assert page.evaluate("window.sent.name") == "deck b"
+    assert sent(page) == [(1, "drop", [0])]
+    page.keyboard.press("k")
+    assert sent(page) == [(1, "drop", [0]), (2, "keep", [1])]
+    page.evaluate("window.gone()")
+    mount(page, items=range(3, 6), build="c")
+    assert (page.evaluate("window.sent.name"), sent(page)) == ("deck c", [(1, "keep", [3])])
 
 
 def test_keys_of_another_page_are_not_kept_for_the_deck(page: Page) -> None:

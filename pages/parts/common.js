@@ -23,7 +23,8 @@ const picture = (src, alt, className) => {
 // Python as state until Python says that it has seen them. `epoch` names the Python session: a
 // new one (server restarted) gets again what the old one had not acknowledged, and nothing twice.
 class Queue {
-  constructor() {
+  constructor(name) {
+    this.name = name;
     this.epoch = null;
     this.seq = 0;
     this.waiting = [];
@@ -52,25 +53,26 @@ class Queue {
   }
 
   send() {
-    this.set("queue", { epoch: this.epoch, actions: this.waiting });
+    this.set("queue", { name: this.name, epoch: this.epoch, actions: this.waiting });
   }
 }
 
 // Streamlit puts an element in place anew when a run that another cut short had left it out. What
-// was on its way then goes on. Each of our elements has this file, so the document keeps it.
+// was on its way then goes on, by the queue's name, which is another for another build. Each of our
+// elements has this file, so the document keeps it.
 document.pcKept ??= new Map();
-const keptOf = ({ key }) => {
-  if (!document.pcKept.has(key)) document.pcKept.set(key, { queue: new Queue() });
-  const kept = document.pcKept.get(key);
+const keptOf = ({ queue }) => {
+  if (!document.pcKept.has(queue)) document.pcKept.set(queue, { queue: new Queue(queue) });
+  const kept = document.pcKept.get(queue);
   kept.queue.again = true;
   return kept;
 };
 
 // Keys work wherever the focus is on the page, except in a field. Those that come while the element
-// is out of place reach it once it is back.
+// is out of place reach it once it is back; on another build they mean nothing.
 const AWAY = 2000; // ms
 document.pcMissed ??= new Map();
-const onKeys = ({ key }, root, handle) => {
+const onKeys = ({ key, queue }, root, handle) => {
   const here = location.pathname;
   const missed = [];
   const listen = (event) => {
@@ -82,20 +84,28 @@ const onKeys = ({ key }, root, handle) => {
     document.removeEventListener("keydown", listen, true);
     return missed.filter((event) => event.timeStamp > performance.now() - AWAY);
   };
-  const late = document.pcMissed.get(key)?.() ?? [];
-  document.pcMissed.set(key, stop);
+  const before = document.pcMissed.get(key);
+  const late = before?.stop() ?? [];
+  const meant = before?.queue === queue;
+  document.pcMissed.set(key, { queue, stop });
   document.addEventListener("keydown", listen, true);
   // After the element is drawn; as new events, since those that are over have no way any more.
   setTimeout(() => {
-    for (const event of late) document.body.dispatchEvent(new KeyboardEvent("keydown", event));
+    for (const event of meant ? late : []) document.body.dispatchEvent(new KeyboardEvent("keydown", event));
   });
 };
 
-// State that outlives re-rendering: Streamlit calls the default export again with new data.
+// Root and state, which outlive re-rendering: Streamlit calls the default export again with new
+// data. On another build both are new, and whatever listened to the old root hears nothing more.
 const MOUNTED = new WeakMap();
-const mounted = (parent, create) => {
-  if (!MOUNTED.has(parent)) MOUNTED.set(parent, create());
-  return MOUNTED.get(parent);
+const mounted = ({ data, parentElement }, create) => {
+  const before = MOUNTED.get(parentElement);
+  if (before && before.queue === data.queue) return [before.root, before.state];
+  const root = before ? make("div", "pc") : parentElement.querySelector(".pc");
+  before?.root.replaceWith(root);
+  const state = create();
+  MOUNTED.set(parentElement, { queue: data.queue, root, state });
+  return [root, state];
 };
 
 // Decisions that Python has, overlaid by those still on their way.

@@ -27,9 +27,8 @@ const HELP = [
 ];
 
 export default function (component) {
-  const { data, parentElement, setStateValue } = component;
-  const root = parentElement.querySelector(".pc");
-  const state = mounted(parentElement, () => {
+  const { data, setStateValue } = component;
+  const [root, state] = mounted(component, () => {
     const kept = keptOf(data);
     return {
       kept,
@@ -78,18 +77,19 @@ function draw(root, state) {
     root.replaceChildren(...state.parts.top);
   }
   const drawn = JSON.stringify([data.items, data.classes]);
-  if (drawn !== state.drawn) {
+  const changed = drawn !== state.drawn;
+  if (changed) {
     state.drawn = drawn;
     state.selected.clear();
     state.touched.clear();
     state.parts.tiles.replaceChildren(...data.items.map((item) => tileOf(item, data)));
     state.parts.tiles.scrollTop = 0;
-    if (!awaiting(state)) {
-      if (!itemOf(state, state.at)) state.at = null;
-      const enter = state.at === null ? state.awaits?.enter : null;
-      if (enter != null) state.at = data.items.at(enter)?.id ?? null;
-      state.awaits = null;
-    }
+  }
+  if ((changed || state.at === -1) && !awaiting(state)) { // back and forth at once is the same page
+    if (!itemOf(state, state.at)) state.at = null;
+    const enter = state.at === null ? state.awaits?.enter : null;
+    if (enter != null) state.at = data.items.at(enter)?.id ?? null;
+    state.awaits = null;
   }
   if (data.focus && data.focus.turn !== state.turn) {
     state.turn = data.focus.turn;

@@ -30,9 +30,8 @@ const HELP = [
 ];
 
 export default function (component) {
-  const { data, parentElement, setStateValue } = component;
-  const root = parentElement.querySelector(".pc");
-  const state = mounted(parentElement, () => ({
+  const { data, setStateValue } = component;
+  const [root, state] = mounted(component, () => ({
     queue: keptOf(data).queue,
     drawn: null,
     open: null,

@@ -56,16 +56,20 @@ def consume(key: str, handle: Handle) -> None:
     Called both as callback (it also runs when the user has already left the page) and at the top
     of the script (tests seed the state, which fires no callback).
     """
+    _consume(key, _queue(key), handle)
+
+
+def _consume(key: str, name: str, handle: Handle) -> None:
     state = st.session_state.get(key)
     queue = state.get("queue") if state else None
-    if not isinstance(queue, dict) or queue.get("epoch") != _epoch():
+    if not isinstance(queue, dict) or (queue.get("name"), queue.get("epoch")) != (name, _epoch()):
         return
     with _to_its_end():
         for action in queue.get("actions", []):
             seq = action.get("seq")
-            if not isinstance(seq, int) or seq <= _ack(key):
+            if not isinstance(seq, int) or seq <= _ack(name):
                 continue
-            st.session_state[f"{key}.ack"] = seq
+            st.session_state[f"{name}.ack"] = seq
             try:
                 handle(action)
             except UserError as error:
@@ -98,15 +102,21 @@ def _epoch() -> str:
     return st.session_state.setdefault("epoch", secrets.token_hex(8))
 
 
-def _ack(key: str) -> int:
-    return st.session_state.get(f"{key}.ack", 0)
+def _queue(key: str) -> str:
+    """Names the queue of an element on the build that is shown: an act is of the build it was
+    done on, whichever is shown when it arrives.
+    """
+    return f"{key} {st.session_state.get('build', '')}"
+
+
+def _ack(name: str) -> int:
+    return st.session_state.get(f"{name}.ack", 0)
 
 
 def _mount(element, key: str, handle: Handle, data: dict[str, Any]) -> None:
-    # The browser keeps what is on its way by this name, so of another build it is another.
-    name = f"{key} {st.session_state.get('build', '')}"
-    data = {"key": name, "epoch": _epoch(), "ack": _ack(key), **data}
-    element(key=key, data=data, on_queue_change=partial(consume, key, handle))
+    name = _queue(key)
+    data = {"key": key, "queue": name, "epoch": _epoch(), "ack": _ack(name), **data}
+    element(key=key, data=data, on_queue_change=partial(_consume, key, name, handle))
 
 
 def grid(key: str, handle: Handle, **data: Any) -> None:
@@ -145,14 +155,14 @@ def choice(build: Build, action: Action, evidence: dict[str, Any], split: str = 
     """What the browser wants of one image. Raises UserError when it makes no sense."""
     position, verdict, label = action.get("id"), action.get("verdict"), action.get("label")
     ids = build.test_ids if split == TEST else build.train_ids
-    known = isinstance(position, int) and 0 <= position < len(ids)
+    known = type(position) is int and 0 <= position < len(ids)  # True is an int, too
     if not known or verdict not in VERDICTS:
         raise UserError(
             found=f"decision {verdict!r} on {NAMES[split]} image {position!r}",
             wanted=f"{', '.join(VERDICTS)} on an image of this build",
             next_step="reload the page",
         )
-    if verdict == "relabel" and not (isinstance(label, int) and 0 <= label < len(build.classes)):
+    if verdict == "relabel" and not (type(label) is int and 0 <= label < len(build.classes)):
         raise UserError(
             found=f"new label {label!r}",
             wanted=f"a class number below {len(build.classes)}",

@@ -29,9 +29,8 @@ const MARKS = [
 ];
 
 export default function (component) {
-  const { data, parentElement, setStateValue } = component;
-  const root = parentElement.querySelector(".pc");
-  const state = mounted(parentElement, () => ({
+  const { data, setStateValue } = component;
+  const [root, state] = mounted(component, () => ({
     queue: keptOf(data).queue,
     data,
     view: { x: 0, y: 0, zoom: 1 },

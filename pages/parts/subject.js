@@ -6,9 +6,8 @@
 //       those that the network gets), about ([of the original, of the seen])
 
 export default function (component) {
-  const { data, parentElement, setStateValue } = component;
-  const root = parentElement.querySelector(".pc");
-  const state = mounted(parentElement, () => ({ queue: keptOf(data).queue, drawn: null }));
+  const { data, setStateValue } = component;
+  const [root, state] = mounted(component, () => ({ queue: keptOf(data).queue, drawn: null }));
   state.queue.sync(data, setStateValue);
   state.data = data;
   if (!state.wired) {
