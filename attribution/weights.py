@@ -6,6 +6,7 @@ refused.
 """
 
 import hashlib
+import math
 import zipfile
 from collections.abc import Iterable, Mapping
 from io import BytesIO
@@ -13,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -96,9 +96,9 @@ def read(path: Path, option: str) -> dict[str, Tensor]:
             found = torch.load(source, map_location="cpu", weights_only=True)
     except UserError:
         raise
-    except SafetensorError as error:
-        raise refused("is no readable safetensors file") from error
-    except Exception as error:  # torch, zip and pickle each have their own
+    except Exception as error:  # torch, zip, pickle and safetensors each have their own
+        if path.suffix == ".safetensors":
+            raise refused("is no readable safetensors file") from error
         with path.open("rb") as file:
             unsafe = "global" in str(error).lower() or file.read(1) == PICKLE
         raise refused(
@@ -119,7 +119,10 @@ def read(path: Path, option: str) -> dict[str, Tensor]:
             raise refused(f"holds a tensor by the name {name}, which is none")
         if not _plain(value):
             raise refused(f"holds {name}, which is no plain tensor")
-    whole = sum(value.numel() * value.element_size() for value in tensors.values())
+    whole = sum(  # a tensor of nothing takes what its other dimensions say, which may be anything
+        math.prod(max(n, 1) for n in value.shape) * value.element_size()
+        for value in tensors.values()
+    )
     if whole > max(TIMES * path.stat().st_size, SMALL):
         raise refused(f"holds tensors of {whole:,} bytes in {path.stat().st_size:,}")
     for name, value in tensors.items():

@@ -1,6 +1,7 @@
 """Networks that people bring: their weights, their training, their preprocessing; against networks
 made and run by hand."""
 
+import json
 import os
 import pickle
 import shutil
@@ -199,6 +200,16 @@ def test_a_header_of_weights_that_says_more_than_there_is_is_refused(tmp_path, s
     path = tmp_path / "long.safetensors"
     path.write_bytes(size.to_bytes(8, "little") + b'{"w": {}}')
     with pytest.raises(UserError, match="no readable safetensors"):
+        read(path, "--checkpoint")
+
+
+@pytest.mark.parametrize("shape", [(0, 2**63 - 1, 2**63 - 1), (0, 4, 2**64 - 1), (0, 2**40)])
+def test_a_tensor_of_nothing_whose_other_dimensions_are_huge_is_refused(tmp_path, shape):
+    path = tmp_path / "wide.safetensors"
+    of = {"dtype": "F64", "shape": shape, "data_offsets": [0, 0]}
+    header = json.dumps({"1.bias": of}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(UserError, match="no readable safetensors|tensors of [0-9,]* bytes"):
         read(path, "--checkpoint")
 
 
