@@ -289,7 +289,8 @@ def faults(error: Exception) -> str:
         return f"no single sentence: {text[:LONGEST]!r}"
     if "cannot be written" in text:
         return f"a disk that is not full is blamed: {text}"
-    if any(isinstance(one, MemoryError) or "alloc" in str(one)[:500] for one in chain):
+    lines = [str(one).partition("\n")[0] for one in chain]  # below it C++ names its allocator
+    if any(isinstance(one, MemoryError) for one in chain) or any("alloc" in one for one in lines):
         return "".join(traceback.format_exception(error))
     return ""
 
