@@ -549,7 +549,8 @@ def handle(action):
 
 
 st.session_state.setdefault("applied", [])
-state = {"epoch": grid._epoch(), "actions": [{"seq": n, "n": n} for n in (1, 2, 3)]}
+state = {"name": grid._queue("keys"), "epoch": grid._epoch()}
+state["actions"] = [{"seq": n, "n": n} for n in (1, 2, 3)]
 st.session_state["keys"] = {"queue": state}
 grid.consume("keys", handle)
 """
