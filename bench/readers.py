@@ -46,7 +46,8 @@ def readers(folder: Path, threads: int) -> list[Reader]:
         Reader("parquet", parquets, read_one("data.parquet")),
         Reader("csv", manifests, read_one("list.csv")),
         Reader("idx", idx_files, read_folder),
-        Reader("archives", archives, read_archive),
+        # Hypothesis keeps what it draws, megabytes each: many would take a reader's room.
+        Reader("archives", archives, read_archive, 100),
         Reader("weights", checkpoints, read_weights),
         Reader("artifacts", stored, read_artifact),
         Reader("decisions", partial(decisions, demo), demo.import_decisions),
