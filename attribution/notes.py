@@ -54,7 +54,7 @@ class Notes:
         if not self.path.exists():
             return {}
         with self._open() as db:
-            if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'notes'").fetchone():
+            if not self.path.stat().st_size:  # a kill before the first word was there
                 return {}
             checked = version(db) > 0
             rows = db.execute(WORDS.format("seal" if checked else "''")).fetchall()

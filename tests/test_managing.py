@@ -104,6 +104,15 @@ def test_a_word_that_was_changed_or_is_missing_is_a_sentence(tmp_path):
         with pytest.raises(UserError, match=why) as told:
             notes.all()
         assert str(notes.path) in told.value.found
+    content = notes.path.read_bytes()
+    for old, new in (
+        (b"notesnotes", b"notesnotet"),
+        (b"CREATE TABLE notes", b"CREATE TABLE notet"),
+    ):
+        assert old in content
+        notes.path.write_bytes(content.replace(old, new))
+        with pytest.raises(UserError, match="sqlite"):  # a file without its table has lost words
+            notes.all()
 
 
 def test_the_command_line_names_notes_lists_and_deletes(place: Tiny, run):  # noqa: F811
