@@ -446,7 +446,18 @@ def test_costs_name_what_each_strategy_trains(engine):
     assert lora["flops"]["train"] > plain["flops"]["train"]
     for more in (lora, tuned, longer):
         assert more["bytes"]["checkpoints"] > plain["bytes"]["checkpoints"]
-        assert more["seconds"]["train"] > plain["seconds"]["train"]
+
+
+def test_the_time_of_training_is_that_of_networks_and_adapters(engine):
+    build = built(engine, SPECS["lora"])
+    places = [m.checkpoint for m in build.members]
+    trained = {f"run/{p.run_id}" for p in places} | {f"adapter/{p.adapter}" for p in places}
+    assert len(trained) == 2 + 4
+    each = [
+        json.loads((engine.cache / t / "manifest.json").read_text())["seconds"] for t in trained
+    ]
+    assert all(s > 0 for s in each)
+    assert build.summary["seconds"]["train"] == pytest.approx(sum(each), abs=1e-3)
 
 
 # The axes themselves.

@@ -84,7 +84,7 @@ def test_given_weights_say_what_the_networks_that_they_came_from_say(trained, gi
     assert given.id != trained.id
     np.testing.assert_allclose(given.probs_TC, trained.probs_TC, atol=1e-6)
     assert given.summary["accuracy"] == trained.summary["accuracy"]
-    assert given.summary["seconds"]["train"] < 1 and given.summary["flops"]["train"] == 0
+    assert given.summary["flops"]["train"] == 0
     assert given.summary["ensemble"] == "2 given networks × 2 masks"
     np.testing.assert_allclose(given.scores(), trained.scores(), rtol=1e-3, atol=1e-6)
 
