@@ -216,11 +216,12 @@ class Build:
                 "and build again",
             )
 
-    def query(self, test_id: int, k: int = 12, target: str = "predicted") -> Answer:
+    def query(self, test_id: int, k: int = 12, target: str | int = "predicted") -> Answer:
         """The strongest proponents and opponents of a test example's target class.
 
-        `target` is "label" (without labels, the same as "predicted"), "predicted", or a class by
-        name or number. Raises `UserError` for a test id, class or k out of range.
+        `target` is "label" (without labels, the same as "predicted"), "predicted", or a class: its
+        number, or in words its name or, of no class's name, its number. Raises `UserError` for a
+        test id, class or k out of range.
         """
         asked = self.class_of(test_id, target)
         self.check_k(k)
@@ -266,7 +267,7 @@ class Build:
         return self._top[:, :k]
 
     def strongest(
-        self, test_id: int, k: int, target: str = "predicted", opponents: bool = False
+        self, test_id: int, k: int, target: str | int = "predicted", opponents: bool = False
     ) -> tuple[int, ...]:
         """Positions of the first k of `query`."""
         answer = self.query(test_id, k, target)
@@ -438,13 +439,15 @@ class Build:
         weight = float(indexes.weights(q_1, own_1, self.spec.estimator))
         return u_d * weight * self._query_unit / self.compressed.scale
 
-    def rescored(self, test_id: int, target: str, train_ids: Sequence[int]) -> tuple[Hit, ...]:
+    def rescored(
+        self, test_id: int, target: str | int, train_ids: Sequence[int]
+    ) -> tuple[Hit, ...]:
         """What this build says of chosen training examples."""
         u_Md = self._query_Md(test_id, self.class_of(test_id, target))
         return self._hits(u_Md, np.asarray(train_ids, np.int64))
 
     def query_group(
-        self, test_ids: Iterable[int], k: int = 12, target: str = "predicted"
+        self, test_ids: Iterable[int], k: int = 12, target: str | int = "predicted"
     ) -> GroupAnswer:
         """What several test examples have in common: those that no single one of them decides.
 
@@ -473,7 +476,7 @@ class Build:
             test_ids=tuple(chosen), proponents=found[0], opponents=found[1], noise=self.noise
         )
 
-    def contrast(self, test_id: int, target: str, other: str, k: int = 12) -> Answer:
+    def contrast(self, test_id: int, target: str | int, other: str | int, k: int = 12) -> Answer:
         """What speaks for one class rather than another: the difference of two queries.
 
         Raises `UserError` as `query` does, and for a class against itself.
@@ -842,12 +845,16 @@ class Build:
         return [n for n, name in enumerate(names) if wanted in name.casefold()]
 
     def attempt(
-        self, image: np.ndarray, target: str = "predicted", k: int = 12, report: Report = silent
+        self,
+        image: np.ndarray,
+        target: str | int = "predicted",
+        k: int = 12,
+        report: Report = silent,
     ) -> Tried:
         """What the networks say of an image of neither half, and the training images behind it.
 
         `image` is uint8 as the data set's are (`pictures.alike`), `target` "predicted" or a class
-        by name or number. Raises `UserError` for a target or k out of range.
+        as `query` takes it. Raises `UserError` for a target or k out of range.
         """
         self.check_k(k)
         images = image[None]
@@ -943,7 +950,7 @@ class Build:
                 made[pair] = load_projected(module, self._part("sites", sites))
         return [made[m.checkpoint, m.draw] for m in self.members]
 
-    def class_of(self, test_id: int, target: str) -> int:
+    def class_of(self, test_id: int, target: str | int) -> int:
         """The class that `target` means for a test example, as `query` takes it."""
         self._check_test(test_id)
         if target == "label":
@@ -952,13 +959,17 @@ class Build:
             return int(self.predicted_T[test_id])
         return self.class_named(target)
 
-    def class_named(self, target: str) -> int:
-        """The class of that name or number. Raises `UserError` where there is none."""
+    def class_named(self, target: str | int) -> int:
+        """The class of that number, or in words of that name, and of no class's name, number.
+
+        So of classes called 1, 2 and 3 the text "2" is the second, the number 2 the third. Raises
+        `UserError` where there is none.
+        """
         if target in self.classes:
             return self.classes.index(target)
-        number = natural(target)
-        if number is not None and number < len(self.classes):
-            return number
+        number = natural(target) if isinstance(target, str) else target
+        if number is not None and 0 <= number < len(self.classes):
+            return int(number)
         raise UserError(
             found=f"target {target!r}",
             wanted=f"label, predicted or a class ({', '.join(self.classes[:20])})",

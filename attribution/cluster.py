@@ -203,7 +203,7 @@ def opened(
         raise UserError(
             found="--engine ray, and Ray is not installed",
             wanted="the package ray",
-            next_step="run `pip install 'probable-cause[ray]'`, or leave out --engine",
+            next_step="run `pip install -e '.[ray]'` where the project is, or leave out --engine",
         ) from error
     # What Ray has to say goes to standard output, which is for the answer.
     with redirect_stdout(sys.stderr):

@@ -545,7 +545,7 @@ class Engine:
         build_id: str,
         test_id: int,
         removed: Iterable[int],
-        target: str = "label",
+        target: str | int = "label",
         seeds: int = 10,
         report: Report = silent,
     ) -> dict[str, Any]:
@@ -593,7 +593,7 @@ class Engine:
         build_id: str,
         test_id: int,
         removed: Iterable[int],
-        target: str,
+        target: str | int,
         known_scale: whatif.Scale | None,
     ) -> whatif.Forecast:
         """What removing training examples is predicted to do to a test example's margin."""
@@ -637,7 +637,7 @@ class Engine:
         )
 
     def flipping(
-        self, build_id: str, test_id: int, target: str = "label"
+        self, build_id: str, test_id: int, target: str | int = "label"
     ) -> tuple[int, ...] | None:
         """The smallest set of the strongest that is predicted to flip a prediction, or None.
 

@@ -165,7 +165,8 @@ class Remote:
         number = getattr(error, "errno", None)
         without = "name another with --remote, or work without it"
         if isinstance(error, ImportError):
-            extra = "'probable-cause[s3]'" if self.protocol in S3 else backend(self.protocol)
+            ours = "-e '.[s3]' in the project's folder"
+            extra = ours if self.protocol in S3 else backend(self.protocol)
             return UserError(
                 found=f"{self.url}, which needs a package that is not installed",
                 wanted=f"fsspec's backend for {self.protocol}://",

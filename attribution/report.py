@@ -30,7 +30,7 @@ table { border-collapse: collapse; } td { padding: .15rem 1rem .15rem 0; vertica
 """
 
 
-def prediction(build: "Build", test_id: int, k: int = 12, target: str = "predicted") -> str:
+def prediction(build: "Build", test_id: int, k: int = 12, target: str | int = "predicted") -> str:
     """A test prediction with its strongest proponents and opponents, as an HTML page.
 
     Raises `UserError` as `Build.query` does.

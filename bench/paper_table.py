@@ -213,6 +213,7 @@ def about_truth(store: Store, setting: Setting, found: Truth) -> Iterator[Row]:
     minutes = seconds(p for p in parts if p) / 60 / setting.seeds * 3
     bound = 12 if setting is MNIST else None
     what = f"{setting.name}: retraining {setting.subsets} halves x 3 networks"
+    what += f" (reckoned from {setting.seeds})"
     yield row(what, minutes, "min", at_most=bound)
     top = ceiling(found.margins_SRT)
     if top is not None:

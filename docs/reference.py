@@ -33,8 +33,8 @@ def page() -> str:
         "# Reference",
         "Made by `make reference` from the code; do not edit. How to use all this is in the guides "
         "([explain](guides/explain.md), [clean](guides/clean.md), [ensemble](guides/ensemble.md), "
-        "[network](guides/network.md), [notebook](guides/notebook.md), "
-        "[storage](guides/storage.md)).",
+        "[network](guides/network.md), [cluster](guides/cluster.md), [storage](guides/storage.md), "
+        "[notebook](guides/notebook.md)).",
         "- [Command line](#command-line)\n- [attribution](#attribution)\n"
         "- [attribution.peers](#attributionpeers)\n- [Engine](#engine)",
         "## Command line",

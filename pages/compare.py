@@ -245,9 +245,9 @@ def ordered(build: Build, columns: list[Row]) -> tuple[pd.DataFrame, pd.Series |
         return wrong, None
     with st.spinner("Looking up the hits of every test image"):
         a, b = (engine().top(one["build"], HITS) for one in pairs[order])
-    shared = pd.Series(dict(compare.disagreement(a, b)))
-    st.caption(f"The number is how many of the first {HITS} training images they share.")
-    return tests.loc[shared.index], shared.map(lambda count: f"{count}/{HITS}")
+    shared, k = pd.Series(dict(compare.disagreement(a, b))), a.shape[1]
+    st.caption(f"The number is how many of the first {k} training images they share.")
+    return tests.loc[shared.index], shared.map(lambda count: f"{count}/{k}")
 
 
 def answers(build: Build, columns: list[Row], test_id: int) -> None:
@@ -272,14 +272,15 @@ def answers(build: Build, columns: list[Row], test_id: int) -> None:
             persist_state="session",
             label_visibility="collapsed",
         )
-    st.query_params.update({"test": str(test_id), "target": target})
+    st.query_params.update({"test": str(test_id), "target": str(target)})
 
     with st.spinner("Asking the ensembles"):
         opened = [engine().open(one["build"]) for one in columns]
-        found = [one.query(test_id, HITS, target) for one in opened]
+        k = min(HITS, len(build.train_labels_N))
+        found = [one.query(test_id, k, target) for one in opened]
     hits = [one.proponents if side == "proponents" else one.opponents for one in found]
     ids = [[hit.train_id for hit in some] for some in hits]
-    shared = [f"{compare.common(a, b)} of {HITS} shared" for a, b in pairwise(ids)]
+    shared = [f"{compare.common(a, b)} of {k} shared" for a, b in pairwise(ids)]
     drawn = [
         {
             "name": one["name"],
@@ -300,7 +301,7 @@ def answers(build: Build, columns: list[Row], test_id: int) -> None:
     ]
     charts.ranks(drawn, shared, build.classes, "ranks")
     st.caption(
-        f"The {HITS} strongest {side} of **{literal(build.classes[found[0].target])}** by rank; a "
+        f"The {k} strongest {side} of **{literal(build.classes[found[0].target])}** by rank; a "
         "line joins the same training image; one without is not among the neighbour's. Each "
         "ensemble's scores have a scale of their own; the band is two standard errors each way. "
         "Point at an image to follow it."
@@ -314,7 +315,7 @@ def flips(
     opened: list[Build],
     ids: list[list[int]],
     test_id: int,
-    target: str,
+    target: str | int,
 ) -> None:
     """Overlap of each pair in words, and the images that one calls for and the other against."""
     lines, turned = [], []
@@ -325,7 +326,7 @@ def flips(
         names = columns[a]["name"], columns[b]["name"]
         lines.append(
             {
-                "shared": f"{compare.common(ids[a], ids[b])} of {HITS}",
+                "shared": f"{compare.common(ids[a], ids[b])} of {len(ids[a])}",
                 "sign flips": f"{len(found)} of {len(union)}",
                 "one": names[0],
                 "other": names[1],

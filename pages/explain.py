@@ -235,7 +235,7 @@ def explain(build: Build, test_id: int, labels: Labels, on_hit: Handle, on_label
     if asked != target:
         st.session_state["target"] = target = asked
         answer = build.query(test_id, count, target)
-    st.query_params.update({"test": str(test_id), "target": target})
+    st.query_params.update({"test": str(test_id), "target": str(target)})
     with sent:
         report(
             lambda: prediction(build, test_id, count, target),

@@ -81,7 +81,7 @@ def confusion(build: Build) -> None:
         if not len(some):
             st.info("Choose another cell of the matrix.")
             return
-        answer = build.query_group([int(t) for t in some.index], HITS)
+        answer = build.query_group([int(t) for t in some.index], hits_of(build))
         name = names[predicted]
         st.markdown(
             f"What pushed {whom(len(some))} labelled **{literal(names[label])}** towards or away "
@@ -126,10 +126,15 @@ def selection(build: Build) -> None:
              groups=[{"label": label, "title": True, "items": items, "empty": ""}])  # fmt: skip
     with right:
         target, name = ASKED[asked]
-        answer = build.query_group(some, HITS, target)
+        answer = build.query_group(some, hits_of(build), target)
         st.markdown(f"What pushed {whom(len(some))} towards or away from **{name}**.")
         shown(build, answer.proponents, answer.opponents, name, len(some))
         st.caption(TOGETHER)
+
+
+def hits_of(build: Build) -> int:
+    """How many hits of each kind: few training images have no more."""
+    return min(HITS, len(build.train_labels_N))
 
 
 def whom(count: int) -> str:
@@ -191,7 +196,7 @@ def contrast(build: Build) -> None:
     picture.image(build.image("test", test_id), width="stretch")
     labelled = f"labelled {literal(names[label])}, " if build.labelled else ""
     picture.caption(f"Test image {test_id}, {labelled}called {literal(names[said])}")
-    answer = build.contrast(test_id, str(names.index(target)), str(names.index(other)), HITS)
+    answer = build.contrast(test_id, names.index(target), names.index(other), hits_of(build))
     both = (*answer.proponents, *answer.opponents)
     times, said_scale = readable(max((abs(h.score) for h in both), default=1))
     suspects = build.mislabels()
@@ -251,7 +256,7 @@ def hubs(build: Build) -> None:
 def unsteady(build: Build) -> None:
     """Test images for which no training image speaks clearly."""
     with st.spinner("Looking at the proponents of every test image"):
-        found = build.unsteady(STEADY)
+        found = build.unsteady(min(STEADY, len(build.train_labels_N)))
     none = found[found.steady == 0]
     st.markdown(
         f"**{len(none)}** of {len(found)} test images have no steady proponent: of their {STEADY} "

@@ -96,7 +96,7 @@ def asked(build: Build, brought: Brought, image: np.ndarray) -> None:
     """What the networks say of the picture, and the hits of the class asked about."""
     key = f"tried_{build.id}_{digest(image)}"
     named = st.session_state.get(key)
-    target = str(named) if named is not None else "predicted"
+    target = "predicted" if named is None else named
     found = answered(build, image, target)
     card(build, brought, image, found)
     first = [found.predicted]
@@ -116,7 +116,7 @@ def asked(build: Build, brought: Brought, image: np.ndarray) -> None:
     )
 
 
-def answered(build: Build, image: np.ndarray, target: str) -> Tried:
+def answered(build: Build, image: np.ndarray, target: str | int) -> Tried:
     """What the networks say, remembered for the picture and the class."""
     key = build.id, digest(image), target
     kept = st.session_state.setdefault("tried_answers", {})

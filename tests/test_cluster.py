@@ -248,7 +248,7 @@ def test_a_full_disk_on_one_node_is_named_and_the_others_work_is_kept(
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)  # importing it fails
-    assert "pip install 'probable-cause[ray]'" in refused("Ray is not installed", "", tmp_path)
+    assert "pip install -e '.[ray]'" in refused("Ray is not installed", "", tmp_path)
 
 
 @pytest.mark.parametrize("address", ["nonsense", "ray://10.0.0.1:10001", ":6379", "10.0.0.1:x"])

@@ -222,3 +222,17 @@ def test_the_server_answers_without_waiting_for_an_acknowledgement(url: str) -> 
         if {b"app", port} <= set(place.read_bytes().split(b"\0"))
     ]
     assert len(found) == 1 and "uvloop" in (found[0] / "maps").read_text()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_the_app_listens_on_this_machine_only(url: str) -> None:
+    """By the kernel's tables of sockets: 127.0.0.1 and ::1 as it writes them."""
+    port = f":{int(url.rpartition(':')[2]):04X}"
+    rows = [
+        line.split()
+        for table in ("tcp", "tcp6")
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]
+    ]
+    listening = "0A"
+    bound = {row[1] for row in rows if row[1].endswith(port) and row[3] == listening}
+    assert bound and bound <= {"0100007F" + port, "00000000000000000000000001000000" + port}

@@ -149,10 +149,13 @@ def logged_in(url: str, email: str) -> dict[str, str]:
     return cookies(user(email), origin=url)
 
 
-def test_pictures_points_and_evidence_are_for_those_who_may_look(url: str, place: Tiny) -> None:
+def test_pictures_points_and_evidence_are_for_those_who_may_look(
+    mapped: Tiny, url: str, place: Tiny
+) -> None:
     paths = [
         f"/thumb/{place.build}/train/0.png",
         f"/seen/{place.build}/test/0.png",
+        f"/points/{place.build}/any.bin",
         f"/evidence/{place.build}/0.json",
         f"/reach/{place.build}/0/drop",
     ]

@@ -472,7 +472,7 @@ def test_without_s3fs_the_extra_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "s3fs", None)
     monkeypatch.delitem(_registry, "s3")
-    refused(tmp_path, "s3://bucket/x", "s3://bucket/x", "pip install 'probable-cause[s3]'")
+    refused(tmp_path, "s3://bucket/x", "s3://bucket/x", "pip install -e '.[s3]'")
 
 
 def test_storage_that_is_full_or_no_folder(tmp_path):

@@ -137,7 +137,7 @@ def rules_from(told: Mapping[str, Any]) -> Rules:
         raise UserError(
             found="a login in secrets.toml, and no Authlib",
             wanted="the library that logs people in",
-            next_step="install it with `pip install 'probable-cause[login]'`",
+            next_step="install it with `pip install -e '.[login]'` in the project's folder",
         )
     return Rules(
         origin=f"{redirect.scheme}://{redirect.netloc}",

@@ -127,11 +127,15 @@ def chosen_test(build: Build, found: pd.DataFrame) -> int | None:
 
 
 def follow_link(build: Build) -> None:
-    """Take test image and target from the address; of a bad one only a notice remains."""
+    """Take test image and target from the address; of a bad one only a notice remains.
+
+    A number there is a class's position, as pages write it, whatever the classes are called.
+    """
     text = st.query_params.get("test")
     if text is None:
         return
-    target = st.query_params.get("target", "predicted")
+    words = st.query_params.get("target", "predicted")
+    target = words if (number := natural(words)) is None else number
     try:
         test_id = natural(text)
         if test_id is None:
@@ -234,7 +238,7 @@ def pixels(image: np.ndarray) -> str:
     return f"{wide} × {high}, {'colour' if channels else 'grey'}"
 
 
-def question(build: Build, answer: Answer, corrected: int | None = None) -> str:
+def question(build: Build, answer: Answer, corrected: int | None = None) -> str | int:
     """Which class the question is about, as `Build.query` takes it.
 
     `corrected` is the label by a decision in force, where that is another than the given one.
@@ -271,4 +275,4 @@ def question(build: Build, answer: Answer, corrected: int | None = None) -> str:
     )
     if picked == answer.predicted:
         return "predicted"
-    return "label" if picked == answer.label else str(picked)
+    return "label" if picked == answer.label else picked

@@ -42,12 +42,16 @@ def expander(build: Build, train_ids: Sequence[int], handle: Handle) -> None:
     if not place.open:
         return
     with place:
-        rows = engine().blast(build.id, train_ids, k=SHOWN, each=True)
+        rows = engine().blast(build.id, train_ids, k=shown_of(build), each=True)
         st.markdown(sentence(rows))
         grid("reached", handle, kind="pick", tile=66, groups=groups(build, rows))
         st.caption(f"{units(build)} {PALER}")
         if link := measured(build):
             st.markdown(f"[{MEASURED}]({link})")
+
+
+def shown_of(build: Build) -> int:
+    return min(SHOWN, len(build.test_labels_T))
 
 
 def sentence(rows: Sequence[Moved]) -> str:
@@ -129,7 +133,8 @@ def shown(build: Build, train_id: int, to: str, report: Report = silent) -> dict
         raise UserError(
             found=f"change {to!r}", wanted=f"{DROP}, or the number of a class", next_step="use one"
         )
-    rows = engine().blast(build.id, [train_id], label, SHOWN, each=True, report=report)
+    k = shown_of(build)
+    rows = engine().blast(build.id, [train_id], label, k, each=True, report=report)
     return {
         "words": sentence(rows),
         "groups": groups(build, rows),

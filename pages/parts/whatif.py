@@ -49,9 +49,7 @@ def what_if(build: Build, answer: Answer) -> list[int]:
         # What is predicted of a removal was not learned from it.
         before = scale_of([r for r in rows if place(r) != here])
         try:
-            told = engine().forecast(
-                build.id, answer.test_id, ids, build.classes[answer.target], before
-            )
+            told = engine().forecast(build.id, answer.test_id, ids, answer.target, before)
         except UserError as error:
             st.warning(str(error), icon=":material/info:")
     if told:
@@ -96,7 +94,8 @@ def chosen(build: Build, answer: Answer) -> list[int]:
     picked = st.session_state["picked"]
     if side != OWN:
         st.query_params.pop("picked", None)
-        limit = max(len(build.train_labels_N) // 4, COUNTS[1])
+        count = len(build.train_labels_N)
+        limit = min(max(count // 4, COUNTS[1]), count)
         counts = [k for k in COUNTS if k <= limit]
         count = right.select_slider(
             "How many",
@@ -106,8 +105,7 @@ def chosen(build: Build, answer: Answer) -> list[int]:
             bind="query-params",
             persist_state="session",
         )
-        target = build.classes[answer.target]
-        return list(build.strongest(answer.test_id, count, target, side == AGAINST))
+        return list(build.strongest(answer.test_id, count, answer.target, side == AGAINST))
     st.query_params["picked"] = ",".join(map(str, picked))
     words, action = right.columns([3, 1], vertical_alignment="center")
     words.caption(
@@ -257,7 +255,7 @@ def smallest(build: Build, answer: Answer, rows: list[Row], scale: Scale | None)
 
 
 def choose_smallest(build: Build, answer: Answer) -> None:
-    found = engine().flipping(build.id, answer.test_id, build.classes[answer.target])
+    found = engine().flipping(build.id, answer.test_id, answer.target)
     if found is None:
         st.session_state["notice"] = "No set is predicted to flip this prediction."
     else:
