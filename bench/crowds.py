@@ -108,18 +108,14 @@ async def visit(address: str, number: int, build: Build, told: Told) -> None:
     """One session: it comes in its turn and does one thing after the other."""
     draw = random.Random(number)
     await asyncio.sleep(EVERY * number / SESSIONS)
-    async with visiting(address) as visitor:
+    async with visiting(address, f"Reviewer {number}") as visitor:
         step = len(ROUND) // 2 * (number % 2)  # half of them begin with Review
-        named = False
         while time.monotonic() < told.over:
             began = time.monotonic()
             what, phase = ROUND[step % len(ROUND)], told.phase
             if what == PICK:
                 seconds = await pick(visitor, draw, build, told)
             elif what == DECIDE:
-                if not named:  # as a browser does that remembers the name
-                    await visitor.act("deck", type="reviewer", name=f"Reviewer {number}")
-                    named = True
                 seconds = await decide(visitor, draw, build, told)
             else:
                 page = draw.choice(OTHERS) if what == OPEN else what

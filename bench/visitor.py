@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 from streamlit.proto.Alert_pb2 import Alert
 from streamlit.proto.BackMsg_pb2 import BackMsg
@@ -25,6 +26,8 @@ from streamlit.web.server.starlette.starlette_app_utils import generate_xsrf_tok
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
+
+from pages.parts.reviewer import COOKIE
 
 PATIENCE = 60.0  # seconds for an answer; what takes longer is an error
 AHEAD = 3  # images whose evidence a deck fetches before it shows them
@@ -246,13 +249,17 @@ class Visitor:
 
 
 @asynccontextmanager
-async def visiting(address: str) -> AsyncIterator[Visitor]:
-    """A session of the app at `address`, as a browser on the same machine would have it."""
+async def visiting(address: str, name: str = "") -> AsyncIterator[Visitor]:
+    """A session of the app at `address`, as a browser on the same machine would have it.
+
+    `name` is who reviewed in that browser before.
+    """
     token = generate_xsrf_token_string()
+    cookies = f"_streamlit_xsrf={token}; {COOKIE}={quote(name)}"
     said: Sequence[Subprotocol] = [Subprotocol("streamlit"), Subprotocol(token)]
     async with connect(
         f"{address.replace('http', 'ws', 1)}/_stcore/stream",
-        additional_headers={"Origin": address, "Cookie": f"_streamlit_xsrf={token}"},
+        additional_headers={"Origin": address, "Cookie": cookies},
         subprotocols=said,
         max_size=None,
         ping_interval=None,  # as in a browser, it is the server that asks whether we are there

@@ -177,7 +177,7 @@ def settings(data: str, found: dict[str, Any] | None) -> None:
         st.rerun()
     if asked:
         estimate(spec)
-    if known_data:
+    if known_data and not started:  # what is free is looked at anew where it is started
         estimated(spec)
     if started:
         engine().check(spec)
@@ -189,7 +189,7 @@ def settings(data: str, found: dict[str, Any] | None) -> None:
 
 def jobs(was_busy: bool) -> None:
     """What was started here, newest first."""
-    found = engine().jobs()
+    found, builds = engine().jobs(), {one["build"] for one in engine().builds()}
     if was_busy != any(job.state == RUNNING for job in found):
         st.rerun()  # the whole page: its table and its polling change
     st.subheader("Started here", anchor=False)
@@ -209,6 +209,8 @@ def jobs(was_busy: bool) -> None:
                     may(BUILD).cancel(job.id)
                     st.rerun(scope="fragment")
                 bar(job)
+            elif job.state == "done" and job.build and job.build not in builds:
+                action.caption("Deleted since")
             elif job.state == "done" and job.build:
                 if action.button("Open", key=f"open_{job.id}", width="stretch", type="primary"):
                     st.session_state["build"] = job.build

@@ -12,7 +12,7 @@ from attribution import audit
 from attribution.build import Build
 from attribution.decisions import UNSURE, Choice, Standing
 from attribution.records import Decision, UserError
-from pages.parts import behind, picked, reach, reckoning, reviewer
+from pages.parts import access, behind, picked, reach, reckoning, reviewer
 from pages.parts.exports import exchange, review_report
 from pages.parts.grid import (
     choice,
@@ -290,8 +290,10 @@ def show(build: Build, listed: Listed, stand: Standing) -> None:
         progress=f"{done} of {len(likely)} suspicious labels decided",
         tally=tally(stand),
         evidence=behind.address(build),
+        evidence_of=build.evidence_id,
         reach=reach.address(build),
         reviewer=reviewer.reviewer(),
+        remember=access.rules() is None,
         empty=EMPTY[view.which]
         if view[2:] == View("")[2:]
         else "Nothing is like that. Widen the filter above.",
@@ -352,8 +354,6 @@ def act(build: Build, action: dict[str, Any]) -> None:
         st.session_state["review_page"] = max(1, st.session_state["review_page"] + by)
     elif kind == "go":
         go_to(action.get("id"))
-    elif kind == "reviewer" and not reviewer.reviewer():
-        reviewer.introduce(action.get("name"))
 
 
 def chosen(build: Build, action: dict[str, Any]) -> Choice:

@@ -403,6 +403,15 @@ def test_two_reviewers_see_each_other_and_settle_what_they_disagree_on(
     expect(tiles[0].locator(".mark.dropped")).to_be_visible()
     ben.reload()  # the browser remembers who it was
     expect(ben.get_by_placeholder("Your name")).to_have_value("Ben")
+    ben.get_by_placeholder("Your name").fill("")
+    ben.get_by_placeholder("Your name").press("Enter")
+    ben.wait_for_function("!document.cookie.includes('probable_cause_reviewer')")
+    ben.reload()  # nor does a name come back that was taken away
+    expect(ben.locator("[data-action=undo]")).to_be_visible()
+    expect(ben.get_by_placeholder("Your name")).to_have_value("")
+    ben.get_by_placeholder("Your name").fill("Ben")
+    ben.get_by_placeholder("Your name").press("Enter")
+    ben.wait_for_function("document.cookie.includes('probable_cause_reviewer=Ben')")
     for page, count in ((ben, 3), (anna, 1)):
         for _ in range(count):  # Ben's view is empty by now, and has its button all the same
             page.locator("[data-action=undo]").click()

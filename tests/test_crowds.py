@@ -61,7 +61,6 @@ def test_reviewers_at_once_sign_each_their_own_and_see_the_others(url: str, plac
 
     async def one(visitor: Visitor, number: int) -> tuple[int, str]:
         await visitor.open("review")
-        await visitor.act("deck", type="reviewer", name=f"Reviewer {number}")
         deck = visitor.elements["deck"].data
         chosen = deck["items"][number]["id"]
         each = [{"id": chosen, "verdict": "keep", "label": None}]
@@ -71,7 +70,8 @@ def test_reviewers_at_once_sign_each_their_own_and_see_the_others(url: str, plac
 
     async def all_at_once() -> list[tuple[int, str]]:
         async with AsyncExitStack() as stack:
-            some = [await stack.enter_async_context(visiting(url)) for _ in range(SESSIONS)]
+            names = [f"Reviewer {n}" for n in range(SESSIONS)]
+            some = [await stack.enter_async_context(visiting(url, name)) for name in names]
             done = await asyncio.gather(*(one(v, n) for n, v in enumerate(some)))
             wanted = {str(chosen) for chosen, _ in done}
             async with asyncio.timeout(PATIENCE):  # nobody does anything: the pages look themselves
@@ -83,6 +83,25 @@ def test_reviewers_at_once_sign_each_their_own_and_see_the_others(url: str, plac
     made = asyncio.run(all_at_once())
     found = {(build.train_ids.index(d.example_id), d.reviewer) for d in log.history(build.data_id)}
     assert found == set(made) and len(made) == SESSIONS
+
+
+def test_a_name_that_the_browser_remembers_signs_wherever_a_visit_begins(
+    url: str, place: Tiny
+) -> None:
+    name, log = "Zoë; O'Neill=1 ", Decisions(place.workspace / "decisions.sqlite")
+    build = Engine(place.cache, place.workspace).open(place.build)
+
+    async def one() -> int:
+        async with visiting(url, name) as visitor:
+            await visitor.open("explain")
+            hit = visitor.elements["hits"].data["groups"][0]["items"][0]["id"]
+            await visitor.act("hits", type="decide", each=[{"id": hit, "verdict": "drop"}])
+            assert visitor.errors == []
+            return int(hit)
+
+    example = build.train_ids[asyncio.run(one())]
+    (last,) = [d for d in log.history(build.data_id) if d.example_id == example][-1:]
+    assert (last.reviewer, last.verdict) == (name.strip(), "drop")
 
 
 def test_an_act_that_a_tick_cuts_short_is_drawn_all_the_same(url: str) -> None:

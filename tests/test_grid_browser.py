@@ -224,3 +224,29 @@ def test_the_deck_is_selected_by_a_frame_too(page: Page, url: str) -> None:
     expect(tiles.first).to_be_focused()
     frame(page, tiles.nth(1), tiles.nth(3))
     expect(page.locator(".st-key-deck").get_by_text("3 selected")).to_be_visible()
+
+
+def test_a_decision_in_the_card_leaves_the_keyboard_where_it_is(page: Page, url: str) -> None:
+    page.goto(f"{url}/explain")
+    card = page.locator(".st-key-subject")
+    card.get_by_role("button", name="It is right").focus()
+    page.keyboard.press("Enter")
+    expect(card.locator("button.is")).to_have_text("It is rightK")
+    expect(card.get_by_role("button", name="It is right")).to_be_focused()
+    page.keyboard.press("u")
+    expect(card.locator("button.is")).to_have_count(0)
+
+
+def test_a_key_that_is_held_down_decides_on_one_image(page: Page, url: str) -> None:
+    page.goto(f"{url}/review")
+    tiles = page.locator(".st-key-deck .tile")
+    expect(tiles.first).to_be_focused()
+    for _ in range(4):
+        page.keyboard.down("s")
+    page.keyboard.up("s")
+    page.keyboard.press("k")
+    expect(tiles.nth(1).locator(".mark.kept")).to_be_visible()
+    expect(tiles.locator(".mark")).to_have_count(2)
+    for _ in range(2):
+        page.keyboard.press("u")
+    expect(tiles.locator(".mark")).to_have_count(0)

@@ -138,6 +138,14 @@ def test_the_browser_gets_the_points(
     assert doubt_P.tolist() == [*(suspects.score > 0.5), *~tests.correct]
     np.testing.assert_allclose(chance_P / 255, [*suspects.score, *tests.confidence], atol=0.002)
     assert client.get("/points/nonsense/0.bin").status_code == 404
+    # A test label that was corrected to what the networks say makes the prediction right.
+    wrong, before = int(tests.index[~tests.correct][0]), points.address(build)
+    log = Engine(mapped.cache, tmp_path).decisions
+    label = int(tests.predicted[wrong])
+    log.decide(build.test_half.id, build.test_ids[wrong], "relabel", label=label)
+    now = np.frombuffer(client.get(points.address(build)).content, "u1")
+    assert points.address(build) != before and not now[-len(tests) + wrong]
+    assert now[-len(tests) :].sum() == (~tests.correct).sum() - 1
 
 
 @given(st.sets(st.integers(0, 99)))

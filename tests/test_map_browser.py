@@ -137,6 +137,12 @@ def test_the_image_under_the_pointer_is_shown_and_a_click_selects_it(
         word = "Training" if split == "train" else "Test"
         card = page.locator(".st-key-map_one").get_by_text(f"{word} image {i}")
         expect(card).to_be_visible(timeout=PATIENCE)
+    card.click()
+    page.keyboard.press("z")
+    expect(page.locator(".st-key-map_one dialog")).to_be_visible()
+    page.keyboard.press("Escape")  # closes the picture, and nothing else
+    expect(page.locator(".st-key-map_one dialog")).to_be_hidden()
+    expect_said(page, f"{len(xy_P2):,} of {len(xy_P2):,} images · 1 selected")
 
 
 def test_the_map_is_used_without_a_mouse_and_comes_back(page: Page, url: str, build: Build) -> None:

@@ -274,18 +274,6 @@ def test_decisions_are_signed_and_conflicts_are_settled(
     assert element(fine(app), "deck")["verdicts"][str(first)]["contested"]
 
 
-def test_a_name_that_the_browser_remembers_signs_unless_there_is_one(
-    engine: Engine, build: Build
-) -> None:
-    app = page("review")
-    first = items(app, "deck")[0]["id"]
-    decision = {"type": "decide", "id": first, "verdict": "keep"}
-    act(app, "deck", {"type": "reviewer", "name": "Anna"}, decision)
-    act(app, "deck", {"type": "reviewer", "name": "Ben"})
-    assert fine(app).text_input(key="reviewer").value == "Anna"
-    assert engine.decisions.in_force(build.data_id)[build.train_ids[first]].reviewer == "Anna"
-
-
 def test_a_decision_on_an_example_that_is_gone_breaks_nothing(engine: Engine, build: Build) -> None:
     for who, verdict in (("Anna", "drop"), ("Ben", "keep"), ("", "unsure")):
         engine.decisions.decide(build.data_id, "gone-0", verdict, reviewer=who)

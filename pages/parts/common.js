@@ -135,6 +135,9 @@ const step = (key, tiles) => {
   return key === "ArrowUp" ? -columns : columns;
 };
 
+// A key that is held down goes on through images and through what was done, but decides on one only.
+const held = (event) => event.repeat && /^[a-z0-9?]$|^Enter$|^ $/i.test(event.key) && !/^[uyz]$/i.test(event.key);
+
 // Case, accents and width make no difference to what is typed.
 const folded = (text) => text.normalize("NFKD").replace(/\p{M}/gu, "").toUpperCase().trim();
 

@@ -3,10 +3,11 @@
 // data: key, epoch, ack, items, verdicts, classes, keys (of the first classes), focus ({id, turn}: where
 //       Python wants the cursor), pending (what waits here: "open" | "unsure" | "contested" |
 //       "each"), settle (decisions settle a conflict), less, more (another page before, after),
-//       place, chosen (the filters), share, progress, tally, evidence, reach (addresses), reviewer, empty
+//       place, chosen (the filters), share, progress, tally, evidence, reach (addresses), evidence_of (what
+//       the evidence goes by), reviewer, remember (whether by a later visit), empty
 
 const AHEAD = 3; // images whose evidence is fetched before they are shown
-const REMEMBERED = "probable-cause.reviewer";
+const YEAR = 31536000; // s
 const HELP = [
   ["Enter", "accept the suggested label"],
   ["0–9", "it is this class"],
@@ -47,9 +48,8 @@ export default function (component) {
     state.wired = true;
     root.addEventListener("click", (event) => onClick(event, root, state));
     onKeys(data, root, (event) => onKey(event, root, state));
-    introduce(state);
   }
-  if (data.reviewer) localStorage.setItem(REMEMBERED, data.reviewer);
+  if (data.remember) remember(data.reviewer);
   draw(root, state);
   if (state.framed) return;
   state.framed = true;
@@ -61,10 +61,11 @@ export default function (component) {
   );
 }
 
-// The browser knows the reviewer of an earlier visit; what it sends is applied before any decision.
-function introduce(state) {
-  const name = localStorage.getItem(REMEMBERED);
-  if (name && !state.data.reviewer) state.queue.push({ type: "reviewer", name });
+// A later visit knows who decides on whichever page it begins: `reviewer.py` reads this.
+function remember(name) {
+  const about = `path=/; max-age=${name ? YEAR : 0}; samesite=lax`;
+  const safe = location.protocol === "https:" ? "; secure" : "";
+  document.cookie = `probable_cause_reviewer=${encodeURIComponent(name)}; ${about}${safe}`;
 }
 
 const verdictsOf = (state) => decided(state.data.verdicts, state.queue);
@@ -423,7 +424,7 @@ function summaryOf(items, classes) {
 }
 
 function behindOf(state, id) {
-  const url = `${state.data.evidence}${id}.json`;
+  const url = `${state.data.evidence}${id}.json?${state.data.evidence_of}`;
   if (!state.known.has(url)) {
     const asked = fetch(url).then((answer) => (answer.ok ? answer.json() : null)).catch(() => null);
     state.known.set(url, asked);
@@ -644,7 +645,8 @@ function onKey(event, root, state) {
   const inside = event.composedPath().includes(root) || from === document.body;
   const command = event.ctrlKey || event.metaKey;
   let done = true;
-  if (help.open) {
+  if (held(event)) ; // it is done already
+  else if (help.open) {
     if (key === "?" || key === "escape") help.close();
     else done = key !== "tab" && key !== "enter" && key !== " ";
   } else if (command) {

@@ -402,25 +402,26 @@ const COMMANDS = { z: "undo", y: "redo", a: "all" };
 
 function onKey(event, root, state) {
   if (event.altKey) return;
-  const held = event.target.closest(".tile");
-  if (!held) {
+  const tile = event.target.closest(".tile");
+  if (!tile) {
     if (event.key === "Escape" && state.chosen.size) choose(root, state, []);
     return;
   }
-  const tiles = tilesOf(held.parentElement);
-  const at = tiles.indexOf(held);
+  const tiles = tilesOf(tile.parentElement);
+  const at = tiles.indexOf(tile);
   const move = event.ctrlKey || event.metaKey ? null : step(event.key, tiles);
   const { split } = state.data;
   if (move !== null) {
     const next = tiles[at + move];
     if (next) {
       if (split && event.shiftKey) {
-        if (!state.chosen.size) state.anchor = Number(held.dataset.id);
+        if (!state.chosen.size) state.anchor = Number(tile.dataset.id);
         extend(root, state, next);
       }
       go(tiles[at], next);
     }
-  } else if (event.key === "Enter" || event.key === " ") {
+  } else if (held(event)) ; // it is done already
+  else if (event.key === "Enter" || event.key === " ") {
     pick(root, state, tiles[at]);
   } else if (event.key === "?" && state.data.kind === "hit") {
     root.append((state.help ??= helpOf(state.data.left_out ? HELP : HELP.slice(0, -1))));

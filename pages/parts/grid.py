@@ -195,10 +195,25 @@ def on_train(build: Build, action: Action, evidence: Callable[[Any], dict[str, A
     if action.get("type") == "decide":
         decide(build, action, evidence)
     elif action.get("type") in ("undo", "redo"):
-        (undo if action["type"] == "undo" else redo)(build)
+        about = (undo if action["type"] == "undo" else redo)(build)
+        if about:  # it may be about images that are not shown here
+            say_about(build, about, action["type"])
     else:
         return False
     return True
+
+
+def say_about(build: Build, about: tuple[Decision, ...], what: str) -> None:
+    """Leave a notice on what was undone or redone."""
+    done = "undone" if what == "undo" else "made again"
+    one = about[0].example_id
+    if len(about) > 1:
+        text = f"{len(about)} decisions are {done}."
+    elif one in build.train_ids:
+        text = f"The decision on training image {build.train_ids.index(one)} is {done}."
+    else:
+        text = f"A decision on an image that is not among these is {done}."
+    st.session_state["notice"] = text
 
 
 def undo(build: Build, split: str = TRAIN) -> tuple[Decision, ...]:
@@ -223,8 +238,15 @@ def of_whom(split: str) -> str:
 
 
 def class_keys(build: Build) -> list[str]:
-    """The keys that relabel, as printed on the chips; of more than ten classes none has one."""
-    return [str(c) for c in range(len(build.classes))] if len(build.classes) <= 10 else []
+    """The keys that relabel, as printed on the chips; of more than ten classes none has one.
+
+    Of classes called by digits each has its own, else they are counted from 0.
+    """
+    names = list(build.classes)
+    if len(names) > 10:
+        return []
+    digits = len(set(names)) == len(names) and all(n in set("0123456789") for n in names)
+    return names if digits else [str(c) for c in range(len(names))]
 
 
 def verdicts(build: Build, positions: list[int]) -> dict[int, dict[str, Any]]:

@@ -104,7 +104,21 @@ def build_or_stop(title: str, about: str) -> Build:
     if st.query_params.get("build") != build.id:
         st.query_params["build"] = build.id
     st.session_state["build"] = build.id
+    forget(build)
     return build
+
+
+def forget(build: Build) -> None:
+    """What was chosen on other images is no choice among these."""
+    half, data = st.session_state.get("images", (build.test_half.id, build.data_id))
+    st.session_state["images"] = build.test_half.id, build.data_id
+    if half != build.test_half.id:
+        st.session_state.update(test=None, target="predicted", groups_picked="")
+        st.query_params.pop("map_hidden", None)
+    if data != build.data_id:
+        st.session_state["review_picked"] = ""
+    if (half, data) != st.session_state["images"]:
+        st.query_params.pop("picked", None)
 
 
 def go(page: str) -> NoReturn:

@@ -1,5 +1,6 @@
 """A person's own images on the page of builds: uploaded, looked at, and what suits them."""
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -58,12 +59,16 @@ def look(data: str, report: Callable[[str, int, int], None]) -> None:
 def described(data: str) -> dict[str, Any] | None:
     """What the data are, once they were looked at; else a button that looks."""
     found = st.session_state.get(DESCRIBED, {}).get(data)
+    words = "Reads them: classes, what cannot be used, settings that suit."
+    again = "Look at these images" if found is None else "Look again"
+    # What a build is of and what was uploaded stays as it is; a folder may have been mended.
+    if (found is None or data not in choices()) and st.button(
+        again, key="look", icon=":material/search:", help=words
+    ):
+        with Progress() as report:
+            look(data, report)
+        st.rerun()
     if found is None:
-        words = "Reads them: classes, what cannot be used, settings that suit."
-        if st.button("Look at these images", key="look", icon=":material/search:", help=words):
-            with Progress() as report:
-                look(data, report)
-            st.rerun()
         return None
     colour = "colour" if found["channels"] == 3 else "grey"
     st.markdown(
@@ -110,7 +115,9 @@ def choices() -> dict[str, str]:
     found = {one.folder.name: one for one in engine().uploads()}
     called = upload_names(list(found))
     uploads = {str(one.folder): f"{called[name]} (uploaded)" for name, one in found.items()}
-    return {data: own_name(name) for data, name in engine().datasets().items()} | uploads
+    names = {data: own_name(name) for data, name in engine().datasets().items()}
+    twice = Counter(names.values())  # a folder that was built on, changed and built on again
+    return {d: n if twice[n] == 1 else f"{n} ({d[:6]})" for d, n in names.items()} | uploads
 
 
 class Progress:

@@ -814,7 +814,7 @@ function onWheel(event, root, state) {
 function onKey(event, root, state) {
   const from = event.composedPath()[0];
   if (event.altKey || event.metaKey || event.ctrlKey || typing(from) || !state.points) return;
-  if (from instanceof Element && from.closest("[role=dialog], [data-baseweb=popover]")) return;
+  if (from instanceof Element && from.closest("dialog, [role=dialog], [data-baseweb=popover]")) return;
   const { stage } = state.parts;
   const middle = [stage.clientWidth / 2, stage.clientHeight / 2];
   const key = event.key.toLowerCase();

@@ -30,7 +30,8 @@ def address(build: Build) -> str:
 
 def packed(build: Build) -> bytes:
     """The points as the browser gets them. Raises UserError where there is no map."""
-    return POINTS.get((build.id, build.evidence_id), lambda: _packed(build))
+    decided = engine().decisions.newest(build.test_half.id)  # on test labels, which are drawn
+    return POINTS.get((build.id, build.evidence_id, decided), lambda: _packed(build))
 
 
 def _packed(build: Build) -> bytes:
@@ -44,7 +45,7 @@ def _packed(build: Build) -> bytes:
     xy_P2 = build.map.array("xy").astype(np.float64)
     xy_P2 -= xy_P2.min(0)
     place_P2 = np.round(xy_P2 / max(float(xy_P2.max()), 1e-12) * RANGE)
-    rows, tests = suspects.sort_index(), build.tests()
+    rows, tests = suspects.sort_index(), build.tests(engine().test_labels(build.id))
     both = [
         (rows.given_label, tests.label, "<u2"),
         (rows.suggested_label, tests.predicted, "<u2"),

@@ -1,12 +1,14 @@
 """Who decides: whoever logged in; else asked once, remembered by browser and session."""
 
 import os
+from urllib.parse import unquote
 
 import streamlit as st
 
 from . import access
 
 REVIEWER = "PROBABLE_CAUSE_REVIEWER"
+COOKIE = "probable_cause_reviewer"  # deck.js writes it
 LONGEST = 60
 
 
@@ -18,12 +20,12 @@ def reviewer() -> str:
     if access.rules() is not None:
         return access.who()
     if "who" not in st.session_state:
-        st.session_state["who"] = cleaned(os.environ.get(REVIEWER, ""))
+        st.session_state["who"] = cleaned(os.environ.get(REVIEWER, "") or remembered())
     return st.session_state["who"]
 
 
 def ask() -> None:
-    """The field for the name. Once in a fragment, after `introduce`."""
+    """The field for the name."""
     if access.rules() is not None:
         st.text_input(
             "You",
@@ -45,15 +47,20 @@ def ask() -> None:
         max_chars=LONGEST,
         icon=":material/person:",
         help="Signs your decisions; undo takes back only what you decided.",
-        on_change=lambda: introduce(st.session_state["reviewer"]),
+        on_change=introduce,
         persist_state="session",
     )
 
 
-def introduce(name: object) -> None:
-    """Take a name from the field, or from what the browser remembers."""
-    if isinstance(name, str) and access.rules() is None:
-        st.session_state["who"] = st.session_state["reviewer"] = cleaned(name)
+def introduce() -> None:
+    """Take the name from the field."""
+    st.session_state["who"] = st.session_state["reviewer"] = cleaned(st.session_state["reviewer"])
+
+
+def remembered() -> str:
+    """The name that this browser keeps from an earlier visit, whichever page it begins with."""
+    kept = st.context.cookies.get(COOKIE)
+    return unquote(kept) if isinstance(kept, str) else ""
 
 
 def cleaned(name: str) -> str:

@@ -45,16 +45,21 @@ function draw(root, state) {
     label.title = one.name;
     bars.append(label, track, make("span", "value", one.text));
   }
+  const at = acts(root).indexOf(root.getRootNode().activeElement);
   words.append(title, facts, bars);
   if (data.doubt) words.append(make("div", "quiet", data.doubt));
   root.replaceChildren(image, words, ...(data.classes ? [decisions(state)] : []), state.zoom);
+  if (at >= 0) acts(root).at(Math.min(at, acts(root).length - 1))?.focus({ preventScroll: true });
 }
+
+// What can have the focus, in order; drawn anew it has it where it was.
+const acts = (root) => [...root.querySelectorAll("button, input")];
 
 function decisions(state) {
   const { data } = state;
   const box = make("div", "ask");
-  const acts = make("div", "acts");
-  acts.append(make("span", "quiet", "Is the label wrong?"));
+  const line = make("div", "acts");
+  line.append(make("span", "quiet", "Is the label wrong?"));
   for (const [name, text, key] of [
     ["keep", "It is right", "K"],
     ["drop", "Exclude the image", "X"],
@@ -64,9 +69,9 @@ function decisions(state) {
     const button = make("button", data.verdict?.verdict === name ? "act is" : "act", text);
     button.append(make("kbd", "", key));
     button.addEventListener("click", () => act(state, name));
-    acts.append(button);
+    line.append(button);
   }
-  const line = make("div", "acts");
+  const other = make("div", "acts");
   state.finder = finder({
     classes: data.classes,
     keys: data.keys,
@@ -75,8 +80,8 @@ function decisions(state) {
     pick: (label) => act(state, "relabel", label),
     leave: () => {},
   });
-  line.append(make("span", "quiet", "It is"), state.finder);
-  box.append(acts, line);
+  other.append(make("span", "quiet", "It is"), state.finder);
+  box.append(line, other);
   return box;
 }
 

@@ -70,7 +70,7 @@ def place(row: Row) -> tuple[int, int, tuple[int, ...]]:
 
 def chosen(build: Build, answer: Answer) -> list[int]:
     """The controls, and the training images that they choose; both are in the address."""
-    key = answer.test_id, answer.target
+    key = build.data_id, answer.test_id, answer.target
     if "picked" not in st.session_state:
         words = st.query_params.get("picked", "").split(",")
         numbers = [natural(word) for word in words]
@@ -184,7 +184,8 @@ def proof(build: Build, told: Forecast, found: list[Row]) -> None:
     if mine and mine[0].state == RUNNING:
         st.fragment(guarded(watch), run_every=1.0)(build.id)
         return
-    if mine and mine[0].state == "failed":
+    here = [build.id, str(told.test_id)]
+    if mine and mine[0].state == "failed" and list(mine[0].options[:2]) == here:
         st.error(mine[0].error, icon=":material/error:")
     if build.retraining:
         st.caption(build.retraining)
