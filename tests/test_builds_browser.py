@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 from chromium import app_server, chromium, chromium_path
-from pictures import photos, written
+from pictures import encoded, noise, photos, written
 from playwright.sync_api import Page, expect
 from test_archives import zipped
 
@@ -79,10 +79,15 @@ def test_an_archive_is_dropped_built_cancelled_and_resumed(page: Page, site: Sit
 
 
 def test_a_path_is_typed_and_looked_at(page: Page, site: Site) -> None:
-    folder = written(site.root / "mine", FILES)
+    folder = written(site.root / "mine", FILES | {"train/cat/broken.png": b"no picture"})
     typed(page, "Data", str(folder))
     page.get_by_role("button", name="Look at these images").click()
     expect(page.get_by_text("cnn sees shapes and is quick")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_text("15 training and 6 test images")).to_be_visible()
+    written(folder, {"train/cat/broken.png": encoded(noise(9))})  # it is mended
+    page.get_by_role("button", name="Look again").click()
+    expect(page.get_by_text("16 training and 6 test images")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_text("Set aside")).to_have_count(0)
     typed(page, "Data", str(site.root / "nowhere"))
     page.get_by_role("button", name="Look at these images").click()
     expect(page.get_by_test_id("stAlert").get_by_text("nowhere")).to_be_visible(timeout=PATIENCE)

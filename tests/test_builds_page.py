@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 from apptest import at_place, fine, page
 from conftest import Tiny
-from pictures import encoded, noise, photos
+from pictures import encoded, noise, photos, written
 from test_archives import zipped
 
 from attribution import jobs
 from attribution.engine import Engine
 from attribution.records import BuildSpec, FeatureSpec, UserError
+from pages.parts import opened
 
 FILES = photos(train=5, test=2)
 
@@ -122,3 +123,38 @@ def test_a_build_that_ended_early_is_resumed_once(place, started) -> None:
     assert [b.key for b in resume] == ["resume_000000000000"]  # the other went on already
     resume[0].click().run()
     assert started == [["--seed", "7"]]
+
+
+def test_the_room_that_was_made_counts_when_a_build_is_started(place, started, monkeypatch) -> None:
+    monkeypatch.setattr("attribution.estimate.free", lambda cache: 1000)
+    app = press(page("builds"), "Estimate")
+    assert any("free on the disk" in w.value for w in fine(app).warning)
+    monkeypatch.undo()
+    monkeypatch.setenv(opened.CACHE, str(place.cache))
+    monkeypatch.setattr(Engine, "start", lambda self, options, *_: started.append(options) or "job")
+    fine(press(app, "Start build"))
+    assert len(started) == 1
+
+
+def test_a_build_of_a_folder_that_changed_is_told_from_the_older_one(place, tmp_path) -> None:
+    engine, folder = Engine(place.cache, place.workspace), written(tmp_path / "mine", FILES)
+    read = []
+    for seed in (9, 10):
+        written(folder, {"train/cat/more.png": encoded(noise(seed))})
+        read.append(engine.read(str(folder)))
+        engine.build(BuildSpec(
+            data=read[-1], model="cnn", width=0.2, models=1, masks=1, epochs=1, index_dims=4,
+            features=FeatureSpec(ka=2, kg=2),
+        ))  # fmt: skip
+    app = fine(page("builds"))
+    names = {f"mine ({one.pixels[:6]})" for one in read}
+    assert names <= set(app.selectbox(key="data").options)
+    gone = next(one["build"] for one in engine.builds())
+    job = place.cache / "jobs" / f"{1:012x}"
+    job.mkdir(parents=True)
+    jobs.write(job / "request.json", {"command": "build", "options": [], "created": 1})
+    jobs.write(job / "status.json", {"state": "done", "seconds": 3, "build": gone})
+    assert any(b.label == "Open" for b in fine(page("builds")).button)
+    engine.delete(gone)
+    app = fine(page("builds"))
+    assert not any(b.label == "Open" for b in app.button) and "Deleted since" in text(app)
