@@ -19,6 +19,7 @@ from attribution.engine import Engine
 from attribution.evidence import evidence
 from attribution.records import Decision
 from pages.parts.opened import DOUBT
+from pages.parts.reviewer import COOKIE
 
 pytestmark = pytest.mark.skipif(
     chromium_path() is None and "CI" not in os.environ,
@@ -361,6 +362,15 @@ def test_filters_are_in_the_address_and_come_back(page: Page, url: str, build: B
     assert shown_ids(page, "Images to review") == wanted
 
 
+def until_remembered(page: Page, names: list[str]) -> None:
+    """Wait until these are the reviewers that the browser would tell the server of."""
+    for _ in range(600):
+        if [c["value"] for c in page.context.cookies() if c["name"] == COOKIE] == names:
+            return
+        page.wait_for_timeout(100)
+    raise AssertionError(f"{names} not remembered")
+
+
 def test_two_reviewers_see_each_other_and_settle_what_they_disagree_on(
     browser: Browser, url: str, engine: Engine, build: Build
 ) -> None:
@@ -405,13 +415,13 @@ def test_two_reviewers_see_each_other_and_settle_what_they_disagree_on(
     expect(ben.get_by_placeholder("Your name")).to_have_value("Ben")
     ben.get_by_placeholder("Your name").fill("")
     ben.get_by_placeholder("Your name").press("Enter")
-    ben.wait_for_function("!document.cookie.includes('probable_cause_reviewer')")
+    until_remembered(ben, [])
     ben.reload()  # nor does a name come back that was taken away
     expect(ben.locator("[data-action=undo]")).to_be_visible()
     expect(ben.get_by_placeholder("Your name")).to_have_value("")
     ben.get_by_placeholder("Your name").fill("Ben")
     ben.get_by_placeholder("Your name").press("Enter")
-    ben.wait_for_function("document.cookie.includes('probable_cause_reviewer=Ben')")
+    until_remembered(ben, ["Ben"])
     for page, count in ((ben, 3), (anna, 1)):
         for _ in range(count):  # Ben's view is empty by now, and has its button all the same
             page.locator("[data-action=undo]").click()
