@@ -139,11 +139,11 @@ def test_an_undo_says_what_it_undid(numbers: Build) -> None:
     app = fine(page("explain", build=numbers.id, show="all"))
     first = ids(app, "hits")[0]
     act(app, "hits", {"type": "decide", "each": [{"id": first, "verdict": "drop"}]})
-    assert not fine(app).warning
+    assert not fine(app).toast
     act(app, "hits", {"type": "undo"})
-    assert [one.value for one in fine(app).warning] == [
+    assert [one.value for one in fine(app).toast] == [
         f"The decision on training image {first} is undone."
     ]
     act(app, "hits", {"type": "redo"})
-    assert "is made again" in app.warning[0].value
+    assert "is made again" in app.toast[0].value and not app.warning
     assert engine().decisions.in_force(numbers.data_id)

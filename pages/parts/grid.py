@@ -204,7 +204,7 @@ def on_train(build: Build, action: Action, evidence: Callable[[Any], dict[str, A
 
 
 def say_about(build: Build, about: tuple[Decision, ...], what: str) -> None:
-    """Leave a notice on what was undone or redone."""
+    """Have `notice` say what was undone or redone, without moving the page."""
     done = "undone" if what == "undo" else "made again"
     one = about[0].example_id
     if len(about) > 1:
@@ -213,7 +213,7 @@ def say_about(build: Build, about: tuple[Decision, ...], what: str) -> None:
         text = f"The decision on training image {build.train_ids.index(one)} is {done}."
     else:
         text = f"A decision on an image that is not among these is {done}."
-    st.session_state["notice"] = text
+    st.session_state["done"] = text
 
 
 def undo(build: Build, split: str = TRAIN) -> tuple[Decision, ...]:
@@ -265,3 +265,5 @@ def notice() -> None:
     text = st.session_state.pop("notice", None)
     if text:
         st.warning(text, icon=":material/info:")
+    if done := st.session_state.pop("done", None):
+        st.toast(done, icon=":material/undo:")
