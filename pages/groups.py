@@ -60,15 +60,16 @@ def confusion(build: Build) -> None:
             label, predicted = divmod(int(wrong_CC.argmax()), len(names))
         a, b = st.columns(2)
         chosen = [
-            place.selectbox(title, names, index=at, key=key, **BOUND)
+            place.selectbox(title, names, index=at, key=key, on_change=by_hand, **BOUND)
             for place, title, at, key in (
                 (a, "Labelled", label, "group_label"),
                 (b, "Called", predicted, "group_predicted"),
             )
         ]
         label, predicted = map(names.index, chosen)
+        key = f"group_cell_{st.session_state.get('by_hand', 0)}"
         charts.confusion(
-            matrix_CC, build.classes, (names[label], names[predicted]), lambda: cell(), "group_cell"
+            matrix_CC, build.classes, (names[label], names[predicted]), lambda: cell(key), key
         )
         tests = build.tests(labels)
         some = tests[tests.kept & (tests.label == label) & (tests.predicted == predicted)]
@@ -91,9 +92,14 @@ def confusion(build: Build) -> None:
         st.caption(TOGETHER)
 
 
-def cell() -> None:
+def by_hand() -> None:
+    """Classes were chosen outside of the matrix, whose own selection is now out of date."""
+    st.session_state["by_hand"] = st.session_state.get("by_hand", 0) + 1
+
+
+def cell(key: str) -> None:
     """A cell of the matrix was clicked."""
-    picked = st.session_state["group_cell"]["selection"].get("cell") or []
+    picked = st.session_state[key]["selection"].get("cell") or []
     if picked:
         st.session_state["group_label"] = picked[0]["label"]
         st.session_state["group_predicted"] = picked[0]["predicted"]
