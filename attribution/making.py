@@ -50,6 +50,7 @@ from .members import example_keys
 from .metrics import spread_of
 from .models import check_name, check_preprocess, code_id, inputs, network
 from .records import (
+    LOSS,
     BuildSpec,
     Checkpoint,
     FeatureSpec,
@@ -121,8 +122,13 @@ def check(spec: BuildSpec) -> None:
 def id_of(spec: BuildSpec, data: Dataset) -> str:
     """The id of a build: its spec, its data, and the code that its names stand for."""
     own = {"preprocess_code": code_id(spec.preprocess), "train_code": code_id(spec.train)}
-    codes = [own] if any(own.values()) else []
-    return content_id("build", data.id, spec, code_id(spec.model), *codes)
+    more = [some for some in (own, apart(spec)) if any(some.values())]
+    return content_id("build", data.id, spec, code_id(spec.model), *more)
+
+
+def apart(spec: BuildSpec) -> dict[str, str]:
+    """What tells an index whose queries are each in a unit of its own from those before it."""
+    return {"query_units": "each"} if spec.estimator.name in LOSS else {}
 
 
 class Making:
@@ -539,6 +545,8 @@ class Making:
                 ),
                 put,
             )  # fmt: skip
+            if spec.estimator.name in LOSS:
+                draft.array("query_units", made.query_units_T)
             draft.array("self_influence", made.self_influence_N)
             draft.array("q", q_N.numpy())
             draft.array("member_q", member_q_N.numpy())
@@ -566,6 +574,7 @@ class Making:
             "index_memory": spec.index_memory,
             "predicted": content_id(predicted_T.tolist()),
             "seed": spec.seed,
+            **apart(spec),
         }
         return self.store.make("index", content_id("index", made_by), fill, made_by)
 
@@ -601,7 +610,8 @@ class Making:
         if len(members) == 1:
             return 1.0
         tests = np.linspace(0, len(self.test) - 1, min(SPREAD_QUERIES, len(self.test))).astype(int)
-        hits = [made.search(made.queries_TMd[t], min(SPREAD_HITS, len(q_N))) for t in tests]
+        queries = [made.query(t) for t in tests]
+        hits = [made.search(u_Md, min(SPREAD_HITS, len(q_N))) for u_Md in queries]
         weight_N = indexes.weights(q_N, torch.from_numpy(made.self_influence_N), estimator)
         exact_QMH = np.empty((len(tests), len(members), len(hits[0])))
         ids, hit_QH = np.unique(np.stack(hits), return_inverse=True)
@@ -612,7 +622,7 @@ class Making:
             scores_QI = (w_QK @ w_IK.mT) * weight_N[ids]
             exact_QMH[:, m] = np.take_along_axis(scores_QI.numpy(), hit_QH, 1)
         squeezed_QMH = np.stack(
-            [made.member_scores(made.queries_TMd[t], i) for t, i in zip(tests, hits, strict=True)]
+            [made.member_scores(u_Md, i) for u_Md, i in zip(queries, hits, strict=True)]
         )
         pair = [spread_of(s_QMH, self.spec.models) for s_QMH in (squeezed_QMH, exact_QMH)]
         return float(np.clip(np.median(pair[0] / np.maximum(pair[1], 1e-30)), 0.05, 1.0))

@@ -310,9 +310,8 @@ class Hit:
     @property
     def shaky(self) -> bool:
         """Not told apart from zero: within two standard errors, or members disagree."""
-        return self.agreement < 0.8 or (
-            self.stderr is not None and abs(self.score) < 2 * self.stderr
-        )
+        noise = 2 * (self.stderr or 0)
+        return self.agreement < 0.8 or self.score == 0 or abs(self.score) < noise
 
 
 @dataclass(frozen=True, kw_only=True)
