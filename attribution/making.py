@@ -50,6 +50,7 @@ from .members import example_keys
 from .metrics import spread_of
 from .models import check_name, check_preprocess, code_id, inputs, network
 from .records import (
+    LATER,
     LOSS,
     BuildSpec,
     Checkpoint,
@@ -92,7 +93,8 @@ def check(spec: BuildSpec) -> None:
     known("precision", spec.features.precision, tuple(PRECISIONS), "--precision")
     known("q", spec.estimator.q, ("members", "training"), "--q")
     known("kind of index", spec.index, rows.KINDS, "--index")
-    known("schedule", spec.schedule, SCHEDULES, "--schedule")
+    recipe = strategies.training(spec)
+    known("schedule", recipe["schedule"], SCHEDULES, "--schedule")
     check_name(spec.model)
     check_preprocess(spec.preprocess, spec.model)
     if spec.train != "none":
@@ -101,8 +103,8 @@ def check(spec: BuildSpec) -> None:
     limits: list[tuple[str, float, float, float]] = [
         ("--models", spec.models, 1, 1000),
         ("--epochs", spec.epochs, 1, 100_000),
-        ("--learning-rate", spec.rate, 1e-9, 1e3),
-        ("--weight-decay", spec.decay, 0, 1e3),
+        ("--learning-rate", recipe["rate"], 1e-9, 1e3),
+        ("--weight-decay", recipe["decay"], 0, 1e3),
         ("--batch", spec.batch_size, 2, 100_000),
         ("--damping", spec.estimator.damping, 0, 1e12),
         ("--q-power", spec.estimator.q_power, 0, 10),
@@ -142,6 +144,7 @@ class Making:
         report: Report = silent,
         cluster: Cluster = HERE,
     ) -> None:
+        spec = strategies.whole(spec)
         self.store, self.spec, self.data, self.report = store, spec, data, report
         self.cluster = cluster
         self.train = examples(spec, data, data.train)
@@ -210,13 +213,13 @@ class Making:
 
     def recipe(self, seed: int) -> RunSpec:
         """How networks are trained, whether the build's own were or are given."""
-        spec = self.spec
+        spec, how = self.spec, strategies.training(self.spec)
         return replace(
             self.kind,
             epochs=spec.epochs,
-            learning_rate=spec.rate,
-            schedule=spec.schedule,
-            weight_decay=spec.decay,
+            learning_rate=how["rate"],
+            schedule=how["schedule"],
+            weight_decay=how["decay"],
             batch=spec.batch_size,
             seed=seed,
             snapshots=spec.snapshots,
@@ -836,11 +839,12 @@ def save_directions(whole: Projected) -> bytes:
 
 
 def spec_from(fields: dict[str, Any]) -> BuildSpec:
-    """The spec that `asdict` wrote."""
+    """The spec that `asdict` wrote; of an older one, with the recipe that there was then."""
     blank = BuildSpec()
+    recipe = {name: LATER[name] for name in ("rate", "schedule", "decay")}
     parts = {
         name: replace(getattr(blank, name), **fields[name])
         for name in ("data", "features", "estimator", "lora")
     }
     parts["lora"] = replace(parts["lora"], targets=tuple(parts["lora"].targets))
-    return BuildSpec(**{**fields, **parts, "weights": tuple(fields.get("weights", ()))})
+    return BuildSpec(**{**recipe, **fields, **parts, "weights": tuple(fields.get("weights", ()))})

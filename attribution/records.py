@@ -270,9 +270,9 @@ class BuildSpec:
     preprocess: str = ""  # library, or FILE.py:FUNCTION
     train: str = ""  # FILE.py:FUNCTION that trains a network; none: nothing is trained again
     epochs: int = 50
-    rate: float = 0.01  # learning rate
-    schedule: str = "constant"  # of the rate; `train.SCHEDULES`
-    decay: float = 0.0  # of weights
+    rate: float | None = None  # learning rate; here and below, None: the model's usual one
+    schedule: str | None = None  # of the rate; `train.SCHEDULES`
+    decay: float | None = None  # of weights
     batch_size: int = 64  # of training
     strategy: str = "dropout"  # what the ensemble is called; the axes below make it
     models: int = 5  # networks trained independently
