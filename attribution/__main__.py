@@ -324,9 +324,6 @@ def build(
             "blocks": blocks,
         },
     )
-    said = {"rate": learning_rate, "schedule": schedule, "decay": weight_decay}
-    training = strategies.usual_training(model)
-    training |= {name: value for name, value in said.items() if value is not None}
     given = list(checkpoint or ())
     if q is None:
         q = strategies.usual_q(axes["forward_only"], watched=not (given or train))
@@ -349,7 +346,9 @@ def build(
         preprocess=preprocess or ("library" if pretrained else ""),
         train=train,
         epochs=epochs,
-        **training,
+        rate=learning_rate,
+        schedule=schedule,
+        decay=weight_decay,
         batch_size=batch,
         strategy=strategy,
         models=models if models is not None else len(given) or DEFAULT.models,

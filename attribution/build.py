@@ -96,14 +96,18 @@ class Build:
         self.test_labels_T = self.data.test.labels_N if self.labelled else self.predicted_T
         self.index = self._part("index", self.parts["index"][0])
         self.q_N = self.index.array("q")
+        self._apart = "query_units.npy" in self.index.manifest["files"]
+        queries_TMd = self.index.array("queries", memory_map=True)
+        one_T = np.ones(len(queries_TMd), np.float32)  # of an index that has one for all
         self.compressed = indexes.Compressed(
             opened(self.index.file, self.index.manifest.get("rows", {})),
             self.index.manifest["scale"],
-            self.index.array("queries", memory_map=True),
+            queries_TMd,
             self.index.array("projectors", memory_map=True),
             self.index.manifest["projector_scale"],
             self.index.manifest["unit"],
             self.index.array("self_influence"),
+            self.index.array("query_units") if self._apart else one_T,
         )
         pairs = zip(
             self.index.array("query_tests").tolist(),
@@ -260,6 +264,7 @@ class Build:
             u_TMd = self.index.array("queries", memory_map=True)
             for j, row in enumerate(rows[t : t + QUERIES]):
                 found[t + j] = u_TMd[row].mean(0, dtype=np.float32)
+        found *= self.compressed.query_units_T[rows, None]
         return found
 
     def top(self, k: int) -> np.ndarray:
@@ -297,10 +302,17 @@ class Build:
 
         def fill(draft: Draft) -> None:
             scores_QGN = self._exact(np.array(pairs), report)
-            unit = max(float(np.abs(scores_GN).max()) for scores_GN in scores_QGN) or 1.0
-            halved = ((scores_GN / unit)[None] for scores_GN in scores_QGN)
+            unit_Q = np.array([np.abs(scores_GN).max() for scores_GN in scores_QGN])
+            if not self._apart:
+                unit_Q[:] = unit_Q.max()
+            unit_Q[unit_Q == 0] = 1
+            pairwise = zip(scores_QGN, unit_Q, strict=True)
+            halved = ((scores_GN / unit)[None] for scores_GN, unit in pairwise)
             draft.rows("scores", scores_QGN.shape, np.float16, halved)
-            draft.note(unit=unit)
+            if self._apart:
+                draft.array("units", unit_Q)
+            else:
+                draft.note(unit=float(unit_Q[0]))
 
         made_by = {"build": self.id, "asked": pairs if len(pairs) == 1 else "all"}
         self.store.make("exact", self._exact_id(pairs), fill, made_by)
@@ -369,10 +381,13 @@ class Build:
         name = self._exact_id(pairs)
         if self.store.has("exact", name):
             kept = self._part("exact", name)
-            scores_GN = kept.array("scores", memory_map=True)[pairs.index((test_id, target))]
-            return scores_GN[:, chosen].astype(np.float32) * kept.manifest["unit"], True
+            row = pairs.index((test_id, target))
+            one = kept.manifest.get("unit")  # none where each pair has its own
+            unit = kept.array("units")[row] if one is None else one
+            scores_GN = kept.array("scores", memory_map=True)[row]
+            return scores_GN[:, chosen].astype(np.float32) * unit, True
         ids = np.arange(len(self.train_labels_N))[chosen]
-        u_Gd = self._by_network(self._query_Md(test_id, target).astype(np.float32))
+        u_Gd = self._by_network(self._query_Md(test_id, target))
         scores_Gn = self.compressed.member_scores(u_Gd, ids)
         mean_n = scores_Gn.mean(0)
         return mean_n + (scores_Gn - mean_n) / self.index.manifest["spread"], False
@@ -412,7 +427,7 @@ class Build:
     def moves_by_network(self, change_d: np.ndarray, tests_k: np.ndarray) -> np.ndarray:
         """The same of some, (G, k), the spread between networks corrected as for error bars."""
         rows = [self._row_of[int(t), int(self.predicted_T[t])] for t in tests_k]
-        queries = (self.compressed.queries_TMd[row].astype(np.float32) for row in rows)
+        queries = (self.compressed.query(row) for row in rows)
         move_kM = np.stack([u_Md @ change_d for u_Md in queries]) * self.compressed.scale
         move_Gk = self._by_network(move_kM.T)
         mean_k = move_Gk.mean(0)
@@ -459,11 +474,13 @@ class Build:
                 found="an empty group", wanted="at least one test example", next_step="choose some"
             )
         self.check_k(k)
-        u_GMd = [self._query_Md(t, self.class_of(t, target)).astype(np.float32) for t in chosen]
+        u_GMd = [self._query_Md(t, self.class_of(t, target)) for t in chosen]
         mean_Md = np.mean(u_GMd, 0)
         each_Gd = np.stack([u_Md.mean(0) for u_Md in u_GMd])
-        # Of the same length, so that a loud query does not choose the candidates alone.
-        alike_1d = (each_Gd / np.linalg.norm(each_Gd, axis=1, keepdims=True)).sum(0)[None]
+        # Of the same length, so that a loud query does not choose the candidates alone; but none of
+        # a query that is nothing. In double precision, which has squares of the quietest.
+        length_G1 = np.linalg.norm(each_Gd.astype(float), axis=1, keepdims=True)
+        alike_1d = (each_Gd / np.where(length_G1 > 0, length_G1, 1)).sum(0)[None]
         wide = min(groups.CANDIDATES * k, len(self.train_labels_N))
         found = []
         for sign in (1, -1):
@@ -489,7 +506,7 @@ class Build:
                 wanted="two classes",
                 next_step="choose another",
             )
-        u_Md, v_Md = (self._query_Md(test_id, c).astype(np.float32) for c in (one, two))
+        u_Md, v_Md = (self._query_Md(test_id, c) for c in (one, two))
         return self._answer(u_Md - v_Md, test_id, one, k)
 
     def hubs(self, k: int = 10) -> pd.DataFrame:
@@ -885,7 +902,7 @@ class Build:
 
     def _query_Md(self, test_id: int, target: int) -> np.ndarray:
         if (test_id, target) in self._row_of:
-            return self.compressed.queries_TMd[self._row_of[test_id, target]]
+            return self.compressed.query(self._row_of[test_id, target])
         with self._lock:  # masks are hooks on shared networks
             if (test_id, target) not in self._fresh:
                 self._fresh[test_id, target] = self._featurized(test_id, target)

@@ -319,6 +319,7 @@ class Engine:
         anything is computed.
         """
         check(spec)
+        spec = strategies.whole(spec)
         data = dataset(self.store, spec.data, report)
         build_id = id_of(spec, data)
         if found := self._whole(build_id):
@@ -389,7 +390,7 @@ class Engine:
         """Whether `build` would find everything done."""
         check(spec)
         data = dataset(self.store, spec.data)
-        return self._whole(id_of(spec, data)) is not None
+        return self._whole(id_of(strategies.whole(spec), data)) is not None
 
     def _whole(self, build_id: str) -> Artifact | None:
         """The build, if none of the artifacts it is made of is missing."""

@@ -175,12 +175,13 @@ def scratch(spec: BuildSpec, counts: Counts, members: int, features: int) -> int
 def seconds(probe: Probe) -> dict[str, float]:
     """Seconds of each stage, measured on a few examples."""
     spec, counts, some = probe.spec, probe.counts, probe.some
+    how = strategies.training(spec)
     recipe = RunSpec(
         data_id="",
         model=spec.model,
         epochs=1,
-        learning_rate=spec.rate,
-        weight_decay=spec.decay,
+        learning_rate=how["rate"],
+        weight_decay=how["decay"],
         batch=spec.batch_size,
     )
 

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from .estimators import Sums, Whitening, fitted, products, scaled, summed
-from .records import EstimatorSpec, Report, silent
+from .records import LOSS, EstimatorSpec, Report, silent
 
 OVERSAMPLING = 64  # directions beyond d in the range finder
 RANGE_MEMBERS = 25  # members whose range is sketched; the others lie close to it
@@ -153,19 +153,21 @@ class Fit:
     rows: Matrix  # (N, d): the rows on the basis, without q
     queries: Matrix  # (M * T, d), member after member
     query_unit: float  # their largest magnitude
+    query_units_T: Tensor  # what each is kept in units of, as a share of that
     projectors: Matrix  # (M * K, d): a member's queries are psi @ its projector
     projector_unit: float
     asked: int  # T
     features: int  # K
 
     def query_blocks(self) -> Iterator[Tensor]:
-        """The queries in their unit, float16 (t, M, d), some at a time."""
+        """The queries in their units, float16 (t, M, d), some at a time."""
         members, T = self.blocks.members, self.asked
         step = max(1, HELD // (members * self.dims))
         for t in range(0, T, step):
             most = min(t + step, T)
             some = [self.queries[slice(m * T + t, m * T + most)] for m in range(members)]
-            yield torch.stack([(u_td / self.query_unit).half() for u_td in some], 1)
+            unit_t1 = self.query_unit * self.query_units_T[t:most, None]
+            yield torch.stack([(u_td / unit_t1).half() for u_td in some], 1)
 
     def projector_blocks(self) -> Iterator[Tensor]:
         """The projectors in their unit, float16 (1, K, d), one at a time."""
@@ -247,7 +249,7 @@ def fit(
         self_influence_N[rows] = rows_nd.square().sum(1) / members
 
     projectors = scratch(members * K, dims)
-    projector_unit = query_unit = 0.0
+    projector_unit = 0.0
     for m in range(members):
         some = slice(m * K, (m + 1) * K)
         projectors[some] = P_Kd = wide[some] @ turn_ld
@@ -257,11 +259,13 @@ def fit(
         ((m, projectors[slice(m * K, (m + 1) * K)]) for m in range(members)),
     )
     queries: Matrix | None = None
+    most_T = torch.zeros(1)
     for m, u_Td in enumerate(fourths):
         queries = queries if queries is not None else scratch(members * len(u_Td), dims)
         queries[slice(m * len(u_Td), (m + 1) * len(u_Td))] = u_Td
-        query_unit = max(query_unit, float(u_Td.abs().max()))
+        most_T = torch.maximum(most_T, u_Td.abs().amax(1))
     assert queries is not None
+    query_unit = float(most_T.max()) or 1.0
     report("fit", steps, steps)
     return Fit(
         blocks=blocks,
@@ -270,12 +274,23 @@ def fit(
         self_influence_N=self_influence_N,
         rows=turned,
         queries=queries,
-        query_unit=query_unit or 1.0,
+        query_unit=query_unit,
+        query_units_T=units(most_T / query_unit, spec),
         projectors=projectors,
         projector_unit=projector_unit or 1.0,
         asked=len(u_Td),
         features=K,
     )
+
+
+def units(most_T: Tensor, spec: EstimatorSpec) -> Tensor:
+    """What queries of these largest magnitudes are kept in units of.
+
+    One for all, but for gradients of the loss: of an image that is confidently right they are
+    smaller by many powers of ten than of one that is wrong, and half precision has few.
+    """
+    each = (most_T > 0) & (spec.name in LOSS)
+    return torch.where(each, most_T, 1.0)
 
 
 def _both(

@@ -135,11 +135,16 @@ class Compressed:
     scale: (
         float  # a score is this times the inner product; stored vectors are in units of their own
     )
-    queries_TMd: np.ndarray  # float16, of the test examples it was made with
+    queries_TMd: np.ndarray  # float16, of the test examples it was made with; read by `query`
     projectors_MKd: np.ndarray  # float16: u_m = phi_m @ projectors[m] * projector_scale
     projector_scale: float
     unit: bool  # phi is to be scaled to length one first
     self_influence_N: np.ndarray  # float32, without q
+    query_units_T: np.ndarray  # float32: what each of the queries is kept in units of
+
+    def query(self, row: int) -> np.ndarray:
+        """The members' stored query vectors (M, d), float32."""
+        return self.queries_TMd[row].astype(np.float32) * self.query_units_T[row]
 
     def search(self, u_Md: np.ndarray, k: int, opponents: bool = False) -> np.ndarray:
         """Training positions (k,), strongest first, of the members' query vectors."""
@@ -221,6 +226,7 @@ def compress(
         fit.projector_unit / fit.query_unit,
         spec.name == "gradcos",
         fit.self_influence_N.numpy(),
+        fit.query_units_T.numpy(),
     )
 
 

@@ -50,6 +50,8 @@ from .members import example_keys
 from .metrics import spread_of
 from .models import check_name, check_preprocess, code_id, inputs, network
 from .records import (
+    LATER,
+    LOSS,
     BuildSpec,
     Checkpoint,
     FeatureSpec,
@@ -91,7 +93,8 @@ def check(spec: BuildSpec) -> None:
     known("precision", spec.features.precision, tuple(PRECISIONS), "--precision")
     known("q", spec.estimator.q, ("members", "training"), "--q")
     known("kind of index", spec.index, rows.KINDS, "--index")
-    known("schedule", spec.schedule, SCHEDULES, "--schedule")
+    recipe = strategies.training(spec)
+    known("schedule", recipe["schedule"], SCHEDULES, "--schedule")
     check_name(spec.model)
     check_preprocess(spec.preprocess, spec.model)
     if spec.train != "none":
@@ -100,8 +103,8 @@ def check(spec: BuildSpec) -> None:
     limits: list[tuple[str, float, float, float]] = [
         ("--models", spec.models, 1, 1000),
         ("--epochs", spec.epochs, 1, 100_000),
-        ("--learning-rate", spec.rate, 1e-9, 1e3),
-        ("--weight-decay", spec.decay, 0, 1e3),
+        ("--learning-rate", recipe["rate"], 1e-9, 1e3),
+        ("--weight-decay", recipe["decay"], 0, 1e3),
         ("--batch", spec.batch_size, 2, 100_000),
         ("--damping", spec.estimator.damping, 0, 1e12),
         ("--q-power", spec.estimator.q_power, 0, 10),
@@ -121,8 +124,13 @@ def check(spec: BuildSpec) -> None:
 def id_of(spec: BuildSpec, data: Dataset) -> str:
     """The id of a build: its spec, its data, and the code that its names stand for."""
     own = {"preprocess_code": code_id(spec.preprocess), "train_code": code_id(spec.train)}
-    codes = [own] if any(own.values()) else []
-    return content_id("build", data.id, spec, code_id(spec.model), *codes)
+    more = [some for some in (own, apart(spec)) if any(some.values())]
+    return content_id("build", data.id, spec, code_id(spec.model), *more)
+
+
+def apart(spec: BuildSpec) -> dict[str, str]:
+    """What tells an index whose queries are each in a unit of its own from those before it."""
+    return {"query_units": "each"} if spec.estimator.name in LOSS else {}
 
 
 class Making:
@@ -136,6 +144,7 @@ class Making:
         report: Report = silent,
         cluster: Cluster = HERE,
     ) -> None:
+        spec = strategies.whole(spec)
         self.store, self.spec, self.data, self.report = store, spec, data, report
         self.cluster = cluster
         self.train = examples(spec, data, data.train)
@@ -204,13 +213,13 @@ class Making:
 
     def recipe(self, seed: int) -> RunSpec:
         """How networks are trained, whether the build's own were or are given."""
-        spec = self.spec
+        spec, how = self.spec, strategies.training(self.spec)
         return replace(
             self.kind,
             epochs=spec.epochs,
-            learning_rate=spec.rate,
-            schedule=spec.schedule,
-            weight_decay=spec.decay,
+            learning_rate=how["rate"],
+            schedule=how["schedule"],
+            weight_decay=how["decay"],
             batch=spec.batch_size,
             seed=seed,
             snapshots=spec.snapshots,
@@ -539,6 +548,8 @@ class Making:
                 ),
                 put,
             )  # fmt: skip
+            if spec.estimator.name in LOSS:
+                draft.array("query_units", made.query_units_T)
             draft.array("self_influence", made.self_influence_N)
             draft.array("q", q_N.numpy())
             draft.array("member_q", member_q_N.numpy())
@@ -566,6 +577,7 @@ class Making:
             "index_memory": spec.index_memory,
             "predicted": content_id(predicted_T.tolist()),
             "seed": spec.seed,
+            **apart(spec),
         }
         return self.store.make("index", content_id("index", made_by), fill, made_by)
 
@@ -601,7 +613,8 @@ class Making:
         if len(members) == 1:
             return 1.0
         tests = np.linspace(0, len(self.test) - 1, min(SPREAD_QUERIES, len(self.test))).astype(int)
-        hits = [made.search(made.queries_TMd[t], min(SPREAD_HITS, len(q_N))) for t in tests]
+        queries = [made.query(t) for t in tests]
+        hits = [made.search(u_Md, min(SPREAD_HITS, len(q_N))) for u_Md in queries]
         weight_N = indexes.weights(q_N, torch.from_numpy(made.self_influence_N), estimator)
         exact_QMH = np.empty((len(tests), len(members), len(hits[0])))
         ids, hit_QH = np.unique(np.stack(hits), return_inverse=True)
@@ -612,7 +625,7 @@ class Making:
             scores_QI = (w_QK @ w_IK.mT) * weight_N[ids]
             exact_QMH[:, m] = np.take_along_axis(scores_QI.numpy(), hit_QH, 1)
         squeezed_QMH = np.stack(
-            [made.member_scores(made.queries_TMd[t], i) for t, i in zip(tests, hits, strict=True)]
+            [made.member_scores(u_Md, i) for u_Md, i in zip(queries, hits, strict=True)]
         )
         pair = [spread_of(s_QMH, self.spec.models) for s_QMH in (squeezed_QMH, exact_QMH)]
         return float(np.clip(np.median(pair[0] / np.maximum(pair[1], 1e-30)), 0.05, 1.0))
@@ -826,11 +839,12 @@ def save_directions(whole: Projected) -> bytes:
 
 
 def spec_from(fields: dict[str, Any]) -> BuildSpec:
-    """The spec that `asdict` wrote."""
+    """The spec that `asdict` wrote; of an older one, with the recipe that there was then."""
     blank = BuildSpec()
+    recipe = {name: LATER[name] for name in ("rate", "schedule", "decay")}
     parts = {
         name: replace(getattr(blank, name), **fields[name])
         for name in ("data", "features", "estimator", "lora")
     }
     parts["lora"] = replace(parts["lora"], targets=tuple(parts["lora"].targets))
-    return BuildSpec(**{**fields, **parts, "weights": tuple(fields.get("weights", ()))})
+    return BuildSpec(**{**recipe, **fields, **parts, "weights": tuple(fields.get("weights", ()))})

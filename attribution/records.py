@@ -270,9 +270,9 @@ class BuildSpec:
     preprocess: str = ""  # library, or FILE.py:FUNCTION
     train: str = ""  # FILE.py:FUNCTION that trains a network; none: nothing is trained again
     epochs: int = 50
-    rate: float = 0.01  # learning rate
-    schedule: str = "constant"  # of the rate; `train.SCHEDULES`
-    decay: float = 0.0  # of weights
+    rate: float | None = None  # learning rate; here and below, None: the model's usual one
+    schedule: str | None = None  # of the rate; `train.SCHEDULES`
+    decay: float | None = None  # of weights
     batch_size: int = 64  # of training
     strategy: str = "dropout"  # what the ensemble is called; the axes below make it
     models: int = 5  # networks trained independently
@@ -310,9 +310,8 @@ class Hit:
     @property
     def shaky(self) -> bool:
         """Not told apart from zero: within two standard errors, or members disagree."""
-        return self.agreement < 0.8 or (
-            self.stderr is not None and abs(self.score) < 2 * self.stderr
-        )
+        noise = 2 * (self.stderr or 0)
+        return self.agreement < 0.8 or self.score == 0 or abs(self.score) < noise
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from .records import LOSS, BuildSpec, Checkpoint, Member, UserError, known
+from .records import LATER, LOSS, BuildSpec, Checkpoint, Member, UserError, known
 
 STRATEGIES: Mapping[str, Mapping[str, Any]] = {
     "naive": {},  # independent networks
@@ -76,8 +76,19 @@ def usual_training(model: str) -> dict[str, Any]:
     """
     if model == "resnet9":
         return {"rate": 0.05, "schedule": "linear", "decay": 5e-4}
-    blank = BuildSpec()
-    return {"rate": blank.rate, "schedule": blank.schedule, "decay": blank.decay}
+    return {name: LATER[name] for name in ("rate", "schedule", "decay")}
+
+
+def training(spec: BuildSpec) -> dict[str, Any]:
+    """The same of a build: what it says itself, and what is usual for its model."""
+    usual = usual_training(spec.model)
+    own = {name: getattr(spec, name) for name in usual}
+    return usual | {name: value for name, value in own.items() if value is not None}
+
+
+def whole(spec: BuildSpec) -> BuildSpec:
+    """`spec` with nothing left to what is usual, as ids and summaries have it."""
+    return replace(spec, **training(spec))
 
 
 def watched(spec: BuildSpec) -> bool:
@@ -270,9 +281,9 @@ def resized(spec: BuildSpec, networks: int, count: int) -> BuildSpec:
 
 def options(spec: BuildSpec) -> list[str]:
     """What `attribution build` takes to make `spec`."""
-    blank = BuildSpec()
+    blank, spec = BuildSpec(), whole(spec)
     usual = axes(spec.strategy, {}) | {growing(spec): None}  # which is always said
-    training = usual_training(spec.model)
+    recipe = usual_training(spec.model)
     given: list[tuple[str, Any, Any]] = [
         ("data", spec.data.pixels or spec.data.name, None),
         ("noise", spec.data.noise, blank.data.noise),
@@ -285,9 +296,9 @@ def options(spec: BuildSpec) -> list[str]:
         ("start", spec.start, blank.start),
         ("preprocess", spec.preprocess, blank.preprocess),
         ("train", spec.train, blank.train),
-        ("learning-rate", spec.rate, training["rate"]),
-        ("schedule", spec.schedule, training["schedule"]),
-        ("weight-decay", spec.decay, training["decay"]),
+        ("learning-rate", spec.rate, recipe["rate"]),
+        ("schedule", spec.schedule, recipe["schedule"]),
+        ("weight-decay", spec.decay, recipe["decay"]),
         ("batch", spec.batch_size, blank.batch_size),
         ("epochs", spec.epochs, blank.epochs),
         ("strategy", spec.strategy, None),

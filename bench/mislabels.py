@@ -58,6 +58,9 @@ def measure(options: Options) -> list[Row]:
                 model="resnet9",
                 width=0.125,
                 epochs=10,
+                rate=0.01,
+                schedule="constant",
+                decay=0.0,
                 models=3,
                 masks=2,
             )

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 import numpy as np
 
@@ -28,10 +29,13 @@ from .arms import Arm, Read, Setting, Size, difference, read
 from .images import cifar2, named
 from .rows import Options, Row, row, table
 
+ONE_LOW_RATE: dict[str, Any] = {"rate": 0.01, "schedule": "constant", "decay": 0.0}
 MNIST = Setting(name="MNIST-5k, MLP", blank=BuildSpec(), subsets=100, seeds=5, tuned_on=100)
 CIFAR2 = Setting(
     name="CIFAR-2, ResNet-9 of 1/8 the width",
-    blank=BuildSpec(data=DataSpec(name="cifar2"), model="resnet9", width=0.125, epochs=10),
+    blank=BuildSpec(
+        data=DataSpec(name="cifar2"), model="resnet9", width=0.125, epochs=10, **ONE_LOW_RATE
+    ),
     subsets=100,
     seeds=2,
     tuned_on=80,

@@ -8,7 +8,7 @@ from attribution.jobs import Job
 from attribution.proposal import Proposal, proposed
 from attribution.quantities import span
 from attribution.records import BuildSpec, DataSpec, EstimatorSpec
-from attribution.strategies import axes, options, usual_power, usual_q, usual_training
+from attribution.strategies import axes, options, usual_power, usual_q
 from pages.parts import own
 from pages.parts.access import BUILD
 from pages.parts.builds_table import builds_table
@@ -162,7 +162,6 @@ def settings(data: str, found: dict[str, Any] | None) -> None:
         model=model,
         width=width if model == "resnet9" else 1.0,
         epochs=epochs,
-        **usual_training(model),
         strategy="naive" if bare else strategy,
         models=networks,
         p=dropout if chosen["masks"] else BuildSpec().p,

@@ -58,7 +58,7 @@ def test_one_loud_query_does_not_own_a_group(build: Build) -> None:
     label, predicted = int(build.test_labels_T[loud]), int(build.predicted_T[loud])
     target = next(c for c in range(10) if c not in (label, predicted))
     quiet = [t for t in range(400) if build.predicted_T[t] == target][:5]
-    build._fresh[loud, target] = build.compressed.queries_TMd[loud].astype(np.float32) * 1000
+    build._fresh[loud, target] = build.compressed.query(loud) * 1000
     loudest = np.argsort(-scores(build, loud, target))[:10]
     found = build.query_group([*quiet, loud], 10, str(target)).proponents
     build._fresh.clear()

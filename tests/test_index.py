@@ -14,7 +14,7 @@ from attribution import index
 from attribution import rows as kept
 from attribution.estimators import ESTIMATORS
 from attribution.fit import Blocks, fit, orthonormal, totals
-from attribution.records import EstimatorSpec, UserError
+from attribution.records import LOSS, EstimatorSpec, UserError
 from attribution.store import Store
 
 N, T, M, K = 90, 8, 4, 10
@@ -67,7 +67,12 @@ class Drawn:
 def every_score(made: index.Compressed, count: int = N) -> np.ndarray:
     """Scores (T, N) of the compressed index, by its members."""
     ids = np.arange(count)
-    return np.stack([made.member_scores(u, ids).mean(0) for u in made.queries_TMd])
+    return np.stack([made.member_scores(u, ids).mean(0) for u in queries(made)])
+
+
+def queries(made: index.Compressed) -> list[np.ndarray]:
+    """The stored queries, (M, d) each."""
+    return [made.query(t) for t in range(len(made.queries_TMd))]
 
 
 SPECS = [
@@ -139,7 +144,7 @@ def test_a_compressed_index_of_full_rank_gives_the_scores_of_the_dense_formula(s
     drawn = Drawn()
     made, wanted = drawn.compressed(spec, M * K), drawn.scores(spec)
     assert dense.off(every_score(made), wanted) < 2e-3  # half precision
-    for t, u in enumerate(made.queries_TMd):
+    for t, u in enumerate(queries(made)):
         found = wanted[t, made.search(u, 10)]
         both = [made.search(u, 10), made.search(u, 10, opponents=True)]
         np.testing.assert_array_equal(made.both(u, 10), both)
@@ -158,7 +163,7 @@ def test_each_members_compressed_score_is_its_own_part_of_a_query_on_the_pca_bas
         V_m = V[m * K : (m + 1) * K]
         white = whitened_queries(drawn, m, spec)
         wanted = white @ V_m @ (rows @ V).T * weight
-        found = np.stack([made.member_scores(u, ids)[m] for u in made.queries_TMd])
+        found = np.stack([made.member_scores(u, ids)[m] for u in queries(made)])
         assert dense.off(found, wanted) < 4e-3
 
 
@@ -204,6 +209,17 @@ def test_features_of_extreme_scale_keep_their_scores(name, scale):
     assert dense.off(every_score(drawn.compressed(spec, M * K)), wanted) < 2e-3
 
 
+@pytest.mark.parametrize("name", LOSS)
+def test_queries_that_differ_by_powers_of_ten_keep_their_scores_each(name):
+    """As those of gradients of the loss do, of images that are confidently right."""
+    drawn, spec = Drawn(), EstimatorSpec(name=name)
+    loud_T1 = 10.0 ** -np.arange(0, 4 * T, 4)[:, None]
+    drawn.test = [psi * torch.from_numpy(loud_T1).float() for psi in drawn.test]
+    wanted, found = drawn.scores(spec), every_score(drawn.compressed(spec, M * K))
+    for t in range(T):
+        assert dense.off(found[t], wanted[t]) < 2e-3
+
+
 @each_estimator
 def test_a_projector_turns_features_into_the_stored_query(name):
     drawn = Drawn()
@@ -212,7 +228,7 @@ def test_a_projector_turns_features_into_the_stored_query(name):
         if made.unit:
             psi = psi / psi.norm(dim=1, keepdim=True)
         found = psi.numpy() @ made.projectors_MKd[m].astype(float) * made.projector_scale
-        assert dense.off(found, made.queries_TMd[:, m].astype(float)) < 3e-3
+        assert dense.off(found, np.stack(queries(made))[:, m]) < 3e-3
 
 
 @each_estimator

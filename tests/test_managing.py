@@ -18,8 +18,9 @@ from test_cli import TINY, run  # noqa: F401
 
 from attribution import jobs
 from attribution.engine import Engine
+from attribution.making import spec_from
 from attribution.notes import TABLE, Note, Notes
-from attribution.records import UserError
+from attribution.records import BuildSpec, FeatureSpec, UserError, content_id
 from attribution.store import _digest
 from attribution.strategies import options
 
@@ -276,6 +277,34 @@ def test_resnet9_is_trained_by_a_rate_that_falls_unless_told(tmp_path, run):  # 
     told = ("--model", "resnet9", "--learning-rate", "0.01", "--weight-decay", "0")
     assert recipe(*told, "--schedule", "constant") == (0.01, "constant", 0)
     assert recipe("--model", "mlp") == (0.01, "constant", 0)
+
+
+def test_the_library_trains_a_model_as_the_command_line_does(tmp_path, run):  # noqa: F811
+    engine = Engine(tmp_path)
+    mlp = BuildSpec(strategy="naive", models=1, masks=0, epochs=1, width=0.01, index_dims=4,
+                    features=FeatureSpec(ka=2, kg=2))  # fmt: skip
+    deep = replace(mlp, model="resnet9")
+    fast = replace(deep, rate=0.1)
+    old = {"rate": 0.01, "schedule": "constant", "decay": 0.0}
+    for spec, wanted in (
+        (mlp, (0.01, "constant", 0.0)),
+        (deep, (0.05, "linear", 5e-4)),
+        (fast, (0.1, "linear", 5e-4)),
+        (replace(deep, **old), (0.01, "constant", 0.0)),
+    ):
+        assert not engine.finished(spec)
+        engine.check(spec)
+        build = engine.open(engine.build(spec)["build"])
+        used, kept = build.recipe, build.summary["spec"]
+        assert (used.learning_rate, used.schedule, used.weight_decay) == wanted
+        assert (kept["rate"], kept["schedule"], kept["decay"]) == wanted
+        assert engine.finished(spec) and engine.finished(build.spec)
+        said = run("build", *options(spec), "--cache", tmp_path, "--json")
+        assert json.loads(said.out)["build"] == build.id and json.loads(said.out)["already_done"]
+    named = content_id("build", build.data_id, replace(mlp, **old), "")
+    assert engine.finished(mlp) and engine.open(named).spec.model == "mlp"
+    before = {name: value for name, value in kept.items() if name not in old}
+    assert spec_from(before) == build.spec  # as a build has it that is older than these settings
 
 
 def test_a_build_in_bfloat16_ranks_as_one_in_float32(place, engine, run):  # noqa: F811

@@ -23,7 +23,7 @@ from attribution.records import (
     FeatureSpec,
     UserError,
 )
-from attribution.strategies import axes
+from attribution.strategies import axes, whole
 
 N, T, K = 60, 9, 12
 
@@ -170,7 +170,7 @@ def test_a_build_is_tuned_from_its_own_network_and_the_command_makes_the_one_cho
     spec = engine.open(json.loads(told.stdout)["build"]).spec
     assert (spec.features.ka, spec.features.kg) == (best["ka"], best["kg"])
     assert (spec.estimator.damping, spec.estimator.q_power) == (best["damping"], found["q_power"])
-    assert replace(spec, features=TINY.features, estimator=TINY.estimator) == TINY
+    assert replace(spec, features=TINY.features, estimator=TINY.estimator) == whole(TINY)
 
 
 def test_the_command_line_says_what_the_engine_found(made):
