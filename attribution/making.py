@@ -318,8 +318,11 @@ class Making:
         ]
 
     def sites_id(self, checkpoint: Checkpoint, draw: int) -> str:
-        # A network without a place for masks has sites all the same.
-        return content_id("sites", checkpoint, self.directions(draw), self.masked)
+        # A network without a place for masks has sites all the same. A run that was trained here is
+        # named by what was frozen in it, one of given weights is not.
+        spec = self.spec
+        given = ["freeze"] if spec.freeze and spec.weights and not spec.finetunes else []
+        return content_id("sites", checkpoint, self.directions(draw), self.masked, *given)
 
     @property
     def masked(self) -> bool:
