@@ -814,10 +814,13 @@ class Build:
     def as_seen(self, image: np.ndarray) -> np.ndarray:
         """What the network gets of an image in the form of the data's, as pixels again.
 
-        After a preprocessing of the user's own or a library's, stretched from black to white.
+        After a preprocessing of the user's own or a library's, stretched from black to white. Where
+        an own one makes no picture, grey or in colour, the image as it is.
         """
         preprocess = self.spec.preprocess
         x_CHW = inputs(self.spec.model, self.data, image[None], preprocess)[0]
+        if x_CHW.dim() != 3 or len(x_CHW) not in (1, 3):
+            return image
         if preprocess:
             shift, unit = x_CHW.min(), (x_CHW.max() - x_CHW.min()).clamp_min(1e-12)
             x_CHW = (x_CHW - shift) / unit

@@ -32,6 +32,7 @@ from attribution.records import (
 from attribution.stored import load_network
 from attribution.truth import FIRST_SEED
 from attribution.weights import kept, read, unwrapped
+from pages.parts.asked import views
 
 SMALL = BuildSpec(
     data=DataSpec(noise=0.1),
@@ -545,6 +546,11 @@ def test_a_build_with_own_preprocessing(engine, prepared, trained):
     x = trained.data.test.images.reshape(500, -1).astype(np.float32)
     logits = torch.from_numpy(x) @ weights["weight"].T + weights["bias"]
     np.testing.assert_allclose(build.probs_TC, logits.softmax(1), atol=1e-4)
+    image = trained.data.test.images[3]  # rows of numbers are no picture to show
+    np.testing.assert_array_equal(build.seen("test", 3), image)
+    assert views(build, "test", 3)["about"][1] == (
+        "28 × 28, grey: the image as it is; its input is what the preprocessing makes of it"
+    )
     Path(prepared).write_text(PREPARED + "\n# edited")
     with pytest.raises(UserError, match="edited since the build"):
         load_network(build.store, build.spec, build.data, build.members[0].checkpoint)
