@@ -139,6 +139,18 @@ def check(spec: BuildSpec) -> None:
             wanted="one of finetunes, snapshots and adapters (any of them with masks)",
             next_step=f"leave out --{from_weights[-1]}",
         )
+    if spec.strategy == "forward" and not spec.forward_only:
+        raise UserError(
+            found="--strategy forward with masks that are members",
+            wanted="masks for q only",
+            next_step="give BuildSpec(forward_only=True), or choose another --strategy",
+        )
+    if spec.forward_only and not spec.masks:
+        raise UserError(
+            found="0 masks for q only",
+            wanted="at least one, of which q is the mean",
+            next_step="raise --masks, or choose another --strategy",
+        )
     if spec.forward_only and spec.estimator.q == "training":
         raise UserError(
             found="--q training with masks for q only",

@@ -551,6 +551,14 @@ def bad() -> Iterator[tuple[BuildSpec, str, str, str]]:
         ),
         "--q training with masks for q only", "q of the members", "--q members",
     )  # fmt: skip
+    yield (
+        replace(plain, strategy="forward", masks=2),
+        "forward with masks that are members", "masks for q only", "forward_only=True",
+    )  # fmt: skip
+    yield (
+        replace(plain, forward_only=True),
+        "0 masks for q only", "at least one", "--masks",
+    )  # fmt: skip
     yield replace(plain, snapshots=-1), "--snapshots -1", "from 0", "--snapshots"
     lora = replace(plain, strategy="lora", adapters=1)
     for option, settings in {
