@@ -184,6 +184,13 @@ def test_views_that_are_trained_cost_their_training() -> None:
     spec = {**SUMMARY["spec"], "finetunes": 2, "finetune_epochs": 25}  # half of all epochs
     (twice,) = compare.plans({**SUMMARY, "spec": spec}, one_T, found, [(2, 4)])
     assert twice.seconds == pytest.approx(10 * 1.5 + 2 * 2 + 5 * 2)
+    given = {**spec, "weights": ("a", "b")}  # nothing but the fine-tunes was trained
+    (twice,) = compare.plans({**SUMMARY, "spec": given}, one_T, found, [(2, 4)])
+    assert twice.seconds == pytest.approx(10 * 2 + 2 * 2 + 5 * 2)
+    plain = {**SUMMARY["spec"], "weights": ("a", "b")}  # nothing at all
+    untrained = {**SUMMARY, "spec": plain, "seconds": {**SUMMARY["seconds"], "train": 0.4}}
+    (twice,) = compare.plans(untrained, one_T, found, [(2, 4)])
+    assert twice.seconds == pytest.approx(0.4 + 2 + 5 * 2)
 
 
 def test_costs_of_a_build() -> None:
