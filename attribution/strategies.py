@@ -334,7 +334,13 @@ def options(spec: BuildSpec) -> list[str]:
         "--freeze": spec.freeze,
     }
     found += [flag for flag, wanted in flags.items() if wanted]
-    return [f"{word:g}" if isinstance(word, float) else str(word) for word in found]
+    return [exactly(word) if isinstance(word, float) else str(word) for word in found]
+
+
+def exactly(number: float) -> str:
+    """A number as people write it, or with all of its digits where that is another one."""
+    short = f"{number:g}"
+    return short if float(short) == number else repr(number)
 
 
 def dims(spec: BuildSpec) -> str:

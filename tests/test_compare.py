@@ -236,6 +236,8 @@ SPECS = [
     BuildSpec(strategy="finetunes", masks=0, finetunes=2, finetune_epochs=8, seed=4, width=0.5),
     BuildSpec(strategy="forward", forward_only=True, masks=12, index_dims=99,
               estimator=EstimatorSpec()),
+    BuildSpec(rate=0.0033333333, decay=1 / 3, p=0.1234567890123, models=4,
+              estimator=EstimatorSpec(damping=2 / 3, q="training", q_power=0.1 + 0.2)),
     BuildSpec(strategy="blocks", masks=0, blocks=2, data=DataSpec(noise=0.15, noise_kind="class")),
 ]  # fmt: skip
 
