@@ -434,7 +434,18 @@ class Making:
         return [found[member, shard] for member in members for shard in shards]
 
     def room(self) -> None:
-        """Raise `UserError` where the disk has not the room for the features that are absent."""
+        """Raise `UserError` where the disk has not the room for the features that are absent.
+
+        Or where there are fewer features than blocks of the kernel.
+        """
+        first = self.members[0]
+        K = self.projected(first.checkpoint, first.draw).size
+        if self.spec.blocks > K:
+            raise UserError(
+                found=f"--blocks {self.spec.blocks} of {K} features",
+                wanted="at least one feature for each block",
+                next_step="lower --blocks, or raise --dims",
+            )
         absent = {
             (replace(member, block=0, blocks=1), shard)
             for member in self.members
@@ -443,8 +454,6 @@ class Making:
         }
         if not absent:
             return
-        first = self.members[0]
-        K = self.projected(first.checkpoint, first.draw).size
         counts = Counts(len(self.train), len(self.test), len(self.data.classes))
         bytes_of = [rows.stop - rows.start for rows in self.shards]
         bytes_of[0] += len(self.test)

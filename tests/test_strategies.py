@@ -611,6 +611,17 @@ def test_adapters_that_fit_no_layer_are_refused_before_anything_is_trained(
     assert not (tmp_path / "cache" / "run").exists()
 
 
+def test_more_blocks_than_features_are_refused_before_anything_is_fitted(engine):
+    one = replace(SPECS["blocks"], models=1)
+    build = built(engine, one)  # whose features they would share
+    K = array(build, "features", build.parts["features"][0], "train_phi").shape[1]
+    with pytest.raises(UserError) as told:
+        engine.build(replace(one, blocks=K + 1))
+    assert told.value.found == f"--blocks {K + 1} of {K} features"
+    assert "--dims" in told.value.next_step
+    assert built(engine, replace(one, blocks=K)).summary["members"] == K
+
+
 def test_a_study_builds_every_other_strategy_evaluates_all_and_leaves_the_builds_asked_for(
     tmp_path,
 ):
