@@ -511,14 +511,23 @@ class Engine:
     def brittleness(
         self, build_id: str, spec: BrittlenessSpec, report: Report = silent
     ) -> dict[str, Any]:
-        """How many proponents must go before predictions of a build flip, kept once computed."""
+        """How many proponents must go before predictions of a build flip, kept once computed.
+
+        Raises `UserError` where none of them is right.
+        """
         build = self.open(build_id)
         run = build.again()
         check_removals(spec, len(build.train_labels_N))
         name = content_id("brittleness", build_id, spec)
+        right = np.flatnonzero(build.predicted_T == build.test_labels_T)
+        if not len(right):
+            raise UserError(
+                found="no test image that is called right",
+                wanted="at least one, whose prediction may flip",
+                next_step="train longer, or look at the test labels",
+            )
 
         def fill(draft: Draft) -> None:
-            right = np.flatnonzero(build.predicted_T == build.test_labels_T)
             draw = np.random.default_rng(0)
             tests = np.sort(draw.permutation(right)[: spec.tests])
             hits = [build.query(int(t), spec.most, "label").proponents for t in tests]
