@@ -86,14 +86,18 @@ def watched(spec: BuildSpec) -> bool:
 
 
 def rivals(spec: BuildSpec) -> list[BuildSpec]:
-    """The other strategies on the same data and networks, each with its usual axes."""
+    """The other strategies on the same data and networks, each with its usual axes.
+
+    And with the q of `spec`, unless that has one of the members because its masks are for q only.
+    """
+    q_of_others = usual_q(False, watched(spec)) if spec.forward_only else spec.estimator.q
     found = []
     for strategy in STUDIED:
         if strategy == "snapshots" and (spec.weights or spec.train):
             continue  # nothing was kept along the way
         chosen = axes(strategy, {})
         chosen["snapshots"] = min(chosen["snapshots"], spec.epochs)
-        q = "members" if chosen["forward_only"] else spec.estimator.q
+        q = "members" if chosen["forward_only"] else q_of_others
         power = usual_power(spec.estimator.name, chosen["masks"], q)
         estimator = replace(spec.estimator, q=q, q_power=power)
         if strategy != spec.strategy:

@@ -1,6 +1,7 @@
 """Comparing ensembles: arithmetic against simulation, dense formulas and brute force."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -242,10 +243,9 @@ SPECS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=strategies.words)
-def test_options_make_the_same_build(
-    spec: BuildSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., BuildSpec]:
+    """What the command `build` would build, by its options."""
     asked: list[BuildSpec] = []
 
     def build(self: Engine, spec: BuildSpec, report: object, cluster: object) -> dict:
@@ -255,10 +255,30 @@ def test_options_make_the_same_build(
 
     monkeypatch.setattr(Engine, "build", build)
     monkeypatch.setattr(Engine, "finished", lambda self, spec: False)
-    words = ["build", *strategies.options(spec), "--json", "--cache", str(tmp_path)]
-    answer = CliRunner().invoke(cli.app, words)
-    assert answer.exit_code == 0, answer.output
-    assert asked == [spec]
+
+    def by(*options: str) -> BuildSpec:
+        words = ["build", *options, "--json", "--cache", str(tmp_path)]
+        answer = CliRunner().invoke(cli.app, words)
+        assert answer.exit_code == 0, answer.output
+        return asked.pop()
+
+    return by
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=strategies.words)
+def test_options_make_the_same_build(spec: BuildSpec, asked_for: Callable[..., BuildSpec]) -> None:
+    assert asked_for(*strategies.options(spec)) == spec
+
+
+@pytest.mark.parametrize("mine", strategies.STUDIED)
+def test_a_study_gives_its_rivals_what_the_command_gives_them(
+    mine: str, asked_for: Callable[..., BuildSpec]
+) -> None:
+    for rival in strategies.rivals(asked_for("--strategy", mine)):
+        assert rival == asked_for("--strategy", rival.strategy)
+    told = asked_for("--strategy", mine, "--q", "members")
+    others = {rival.estimator.q for rival in strategies.rivals(told)}
+    assert others == {"training" if mine == "forward" else "members"}
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=strategies.words)
