@@ -24,7 +24,7 @@ from .data import Split, clean_labels, dataset, example_ids
 from .estimators import Whitening, q
 from .features import Examples, Projected, margins, shards
 from .fit import Blocks, Whitenings, second, totals, whitened
-from .folds import FoldsSpec, folds_id
+from .folds import FoldsSpec, folds_id, folds_of
 from .groups import GroupAnswer
 from .making import examples, spec_from
 from .map import MapSpec, laid_out, neighbours_kept, side_by_side
@@ -699,7 +699,7 @@ class Build:
     @property
     def folds_spec(self) -> FoldsSpec:
         """The networks that leave a fold out which are this build's."""
-        return FoldsSpec(run=replace(self.recipe, seed=0, snapshots=0))
+        return folds_of(self.recipe)
 
     @property
     def evidence_id(self) -> str:
