@@ -228,12 +228,16 @@ def train_together(
 ) -> np.ndarray:
     """Fit M networks of one kind in place, the m-th on the examples `rows_Mn[m]`, as `train` does.
 
+    But for batches of less than two examples, which `train` leaves out: here one of a single
+    example is a step too, and one of none is a step of momentum and decay alone.
+
     Their weights are stacked, so that every step is one batched matrix product for all. SGD is
     elementwise, and the sum of the losses has each network's own gradient, so each is trained as
     if alone; only dropout and the order of examples are drawn from one stream, `spec.seed`'s.
 
     With `seeds`, one for each network, its order is the one that `train` draws with that seed.
-    Examples that are not `kept_MN` (bool) are left out of their batches, as `train` does.
+    Examples that are not `kept_MN` (bool) are left out of their batches, which are otherwise those
+    of a training on all.
 
     Returns what the m-th network believes of the examples `asked_MH[m]`, probabilities of the
     classes in evaluation mode, mean over the epochs, float32 (M, H, C); nobody asked, (M, 0, 0).
