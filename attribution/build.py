@@ -24,7 +24,7 @@ from .data import Split, clean_labels, dataset, example_ids
 from .estimators import Whitening, q
 from .features import Examples, Projected, margins, shards
 from .fit import Blocks, Whitenings, second, totals, whitened
-from .folds import FoldsSpec, folds_id
+from .folds import FoldsSpec, folds_id, folds_of
 from .groups import GroupAnswer
 from .making import examples, spec_from
 from .map import MapSpec, laid_out, neighbours_kept, side_by_side
@@ -716,7 +716,7 @@ class Build:
     @property
     def folds_spec(self) -> FoldsSpec:
         """The networks that leave a fold out which are this build's."""
-        return FoldsSpec(run=replace(self.recipe, seed=0, snapshots=0))
+        return folds_of(self.recipe)
 
     @property
     def evidence_id(self) -> str:
@@ -831,10 +831,13 @@ class Build:
     def as_seen(self, image: np.ndarray) -> np.ndarray:
         """What the network gets of an image in the form of the data's, as pixels again.
 
-        After a preprocessing of the user's own or a library's, stretched from black to white.
+        After a preprocessing of the user's own or a library's, stretched from black to white. Where
+        an own one makes no picture, grey or in colour, the image as it is.
         """
         preprocess = self.spec.preprocess
         x_CHW = inputs(self.spec.model, self.data, image[None], preprocess)[0]
+        if x_CHW.dim() != 3 or len(x_CHW) not in (1, 3):
+            return image
         if preprocess:
             shift, unit = x_CHW.min(), (x_CHW.max() - x_CHW.min()).clamp_min(1e-12)
             x_CHW = (x_CHW - shift) / unit

@@ -128,7 +128,8 @@ def plans(
     seconds, stored, spec = summary["seconds"], summary["bytes"], summary["spec"]
     tuned, lora = spec["finetunes"], spec["lora"]
     passes = tuned * spec["finetune_epochs"] + spec["adapters"] * lora["epochs"] * lora["share"]
-    own_training = passes / (spec["epochs"] + passes)  # share of the training that is a member's
+    epochs = 0 if spec.get("weights") else spec["epochs"]  # given networks are trained already
+    own_training = passes / ((epochs + passes) or 1)  # share of the training that is a member's
     own_bytes = tuned / (1 + tuned)
     own_basis = float(bool(tuned or spec["adapters"] or spec["snapshots"] or spec["draws"] > 1))
     members = found.networks * found.views

@@ -31,7 +31,7 @@ from .data import DATASETS, Split, dataset
 from .decisions import Decisions
 from .estimate import Counts, Estimate
 from .estimators import q
-from .folds import folds
+from .folds import folds, folds_id, folds_of
 from .making import Making, check, examples, id_of, spec_from
 from .metrics import ceiling, interval, lds
 from .models import LIBRARIES, MODELS, frozen_below, network
@@ -86,6 +86,7 @@ class Engine:
         self._opening: dict[str, threading.Lock] = {}  # those on their way
         self._tops: OrderedDict[str, np.ndarray] = OrderedDict()
         self._variances: OrderedDict[str, Variance | None] = OrderedDict()
+        self._knowns: OrderedDict[str, dict[str, object] | None] = OrderedDict()
         self._halves: OrderedDict[str, testlabels.Half] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -444,11 +445,12 @@ class Engine:
             draft.array("predicted", predicted_MTS)
             draft.array("lds", lds(predicted_TS, found.margins_ST))
             low, high = interval(predicted_TS, found.margins_ST, np.random.default_rng(0))
-            draft.note(low=low, high=high, ceiling=ceiling(found.margins_SRT), known=build.known())
+            draft.note(low=low, high=high, ceiling=ceiling(found.margins_SRT))
+            draft.note(evidence=build.evidence_id, known=build.known())
 
         made_by = {"build": build_id, "truth": chosen.manifest["id"]}
         made = self.store.make("evaluation", name, fill, made_by)
-        return row(build.summary, chosen, made)
+        return row(build.summary, chosen, made, self._known(build_id, build.recipe, made))
 
     def evaluate_all(
         self, build_ids: Sequence[str], truth_id: str = "", report: Report = silent
@@ -512,14 +514,23 @@ class Engine:
     def brittleness(
         self, build_id: str, spec: BrittlenessSpec, report: Report = silent
     ) -> dict[str, Any]:
-        """How many proponents must go before predictions of a build flip, kept once computed."""
+        """How many proponents must go before predictions of a build flip, kept once computed.
+
+        Raises `UserError` where none of them is right.
+        """
         build = self.open(build_id)
         run = build.again()
         check_removals(spec, len(build.train_labels_N))
         name = content_id("brittleness", build_id, spec)
+        right = np.flatnonzero(build.predicted_T == build.test_labels_T)
+        if not len(right):
+            raise UserError(
+                found="no test image that is called right",
+                wanted="at least one, whose prediction may flip",
+                next_step="train longer, or look at the test labels",
+            )
 
         def fill(draft: Draft) -> None:
-            right = np.flatnonzero(build.predicted_T == build.test_labels_T)
             draw = np.random.default_rng(0)
             tests = np.sort(draw.permutation(right)[: spec.tests])
             hits = [build.query(int(t), spec.most, "label").proponents for t in tests]
@@ -796,14 +807,34 @@ class Engine:
         return found
 
     def evaluated(self, build_id: str) -> dict[str, Any] | None:
-        """What `evaluate` found, if it has been run; computes nothing."""
+        """What `evaluate` found, if it has been run.
+
+        Computes nothing but how well wrong labels are found, where there are other folds now.
+        """
         build = found(self.store, "build", build_id)
-        for chosen in self._truths(recipe(self.store, build)):
+        mine = recipe(self.store, build)
+        for chosen in self._truths(mine):
             name = content_id("evaluation", build_id, chosen.manifest["id"])
             if self.store.has("evaluation", name):
                 made = found(self.store, "evaluation", name)
-                return row(build.manifest["summary"], chosen, made)
+                known = self._known(build_id, mine, made)
+                return row(build.manifest["summary"], chosen, made, known)
         return None
+
+    def _known(
+        self, build_id: str, mine: RunSpec, evaluation: Artifact
+    ) -> dict[str, object] | None:
+        """`Build.known`, which was kept with an evaluation, by the evidence that there is now."""
+        kept, then = (evaluation.manifest.get(name) for name in ("known", "evidence"))
+        now = folds_id(folds_of(mine))
+        now = now if self.store.has("folds", now) else ""
+        if kept is None or now == (then or ""):  # older evaluations do not say
+            return kept
+        try:
+            build = self.open(build_id)
+            return recalled(self._knowns, content_id(build_id, now), build.known)
+        except UserError:  # of a damaged build, which is told where it is opened
+            return None
 
     def compared(self, build_id: str) -> list[dict[str, Any]]:
         """A row for each of `comparable`: its summary, and where it was evaluated `evaluated`.
@@ -905,7 +936,12 @@ def chosen(store: Store, build: Build, report: Report) -> dict[str, Any]:
     return {**width, "q_power": power, "refitted": heads is not None, "widths": widths}
 
 
-def row(summary: dict[str, Any], truth: Artifact, evaluation: Artifact) -> dict[str, Any]:
+def row(
+    summary: dict[str, Any],
+    truth: Artifact,
+    evaluation: Artifact,
+    known: dict[str, object] | None,
+) -> dict[str, Any]:
     """What `Engine.evaluate` returns."""
     spec = truth_spec(truth)
     return {
@@ -917,7 +953,7 @@ def row(summary: dict[str, Any], truth: Artifact, evaluation: Artifact) -> dict[
         "lds_low": evaluation.manifest["low"],
         "lds_high": evaluation.manifest["high"],
         "ceiling": evaluation.manifest["ceiling"],
-        "known": evaluation.manifest.get("known"),
+        "known": known,
         "truth": truth.manifest["id"],
         "subsets": spec.subsets,
         "seeds": spec.seeds,

@@ -253,15 +253,22 @@ def member_blocks(
 def loaded(some: Dataset, network: nn.Module) -> Examples:
     """All of a data set as tensors; an example's mask follows from its content.
 
-    Raises `UserError` unless they are finite, fit the network, and have one of its classes each.
+    Raises `UserError` unless they are finite, fit the network, and have one of its classes each;
+    also for whatever the data set itself raises.
     """
-    # A generator of its own: a loader draws a seed, from the global stream if it has to.
-    pairs = list(DataLoader(some, batch_size=256, generator=torch.Generator()))
-    if not pairs:
-        raise data_error("an empty data set")
-    if any(not isinstance(pair, (list, tuple)) or len(pair) != 2 for pair in pairs):
-        raise data_error("a data set whose examples are not pairs")
-    x_N, y_N = torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
+    try:
+        # A generator of its own: a loader draws a seed, from the global stream if it has to.
+        pairs = list(DataLoader(some, batch_size=256, generator=torch.Generator()))
+        if not pairs:
+            raise data_error("an empty data set")
+        if any(not isinstance(pair, (list, tuple)) or len(pair) != 2 for pair in pairs):
+            raise data_error("a data set whose examples are not pairs")
+        x_N, y_N = torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
+    except UserError:
+        raise
+    except Exception as error:  # pictures that are no tensors, several sizes, files that are gone
+        what = f"{type(error).__name__}: {first_line(error)}"
+        raise data_error(f"a data set that makes no tensors ({what})") from error
     if x_N.is_floating_point() and not torch.isfinite(x_N).all():
         raise data_error("inputs that are not finite numbers")
     try:

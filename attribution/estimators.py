@@ -69,7 +69,10 @@ class Sums:
 
 
 def products(phi_NK: Tensor) -> Tensor:
-    """The lower triangle of Phi'Phi, float64, by strips: half the work of the whole."""
+    """The lower triangle of Phi'Phi by strips, half the work of the whole.
+
+    In the precision of `phi_NK`, float32 as a rule; kept as float64, in which shards are added.
+    """
     K = phi_NK.shape[1]
     kernel_KK = torch.zeros(K, K, dtype=torch.float64, device=phi_NK.device)
     for k in range(0, K, STRIP):

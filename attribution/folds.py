@@ -31,6 +31,11 @@ class FoldsSpec:
     seed: int = 0  # of the folds and of the networks
 
 
+def folds_of(recipe: RunSpec) -> FoldsSpec:
+    """The networks that leave a fold out of all builds with a recipe, whatever its seed."""
+    return FoldsSpec(run=replace(recipe, seed=0, snapshots=0))
+
+
 def folds_id(spec: FoldsSpec) -> str:
     return content_id("folds", spec)
 

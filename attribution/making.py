@@ -327,8 +327,11 @@ class Making:
         ]
 
     def sites_id(self, checkpoint: Checkpoint, draw: int) -> str:
-        # A network without a place for masks has sites all the same.
-        return content_id("sites", checkpoint, self.directions(draw), self.masked)
+        # A network without a place for masks has sites all the same. A run that was trained here is
+        # named by what was frozen in it, one of given weights is not.
+        spec = self.spec
+        given = ["freeze"] if spec.freeze and spec.weights and not spec.finetunes else []
+        return content_id("sites", checkpoint, self.directions(draw), self.masked, *given)
 
     @property
     def masked(self) -> bool:
@@ -440,7 +443,18 @@ class Making:
         return [found[member, shard] for member in members for shard in shards]
 
     def room(self) -> None:
-        """Raise `UserError` where the disk has not the room for the features that are absent."""
+        """Raise `UserError` where the disk has not the room for the features that are absent.
+
+        Or where there are fewer features than blocks of the kernel.
+        """
+        first = self.members[0]
+        K = self.projected(first.checkpoint, first.draw).size
+        if self.spec.blocks > K:
+            raise UserError(
+                found=f"--blocks {self.spec.blocks} of {K} features",
+                wanted="at least one feature for each block",
+                next_step="lower --blocks, or raise --dims",
+            )
         absent = {
             (replace(member, block=0, blocks=1), shard)
             for member in self.members
@@ -449,8 +463,6 @@ class Making:
         }
         if not absent:
             return
-        first = self.members[0]
-        K = self.projected(first.checkpoint, first.draw).size
         counts = Counts(len(self.train), len(self.test), len(self.data.classes))
         bytes_of = [rows.stop - rows.start for rows in self.shards]
         bytes_of[0] += len(self.test)

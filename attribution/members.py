@@ -2,9 +2,11 @@
 
 Masks are a counter-based hash of (mask, example, site, unit). No random stream is involved, so an
 example meets the same mask in every batch, order, shard and split, and an upload can be explained
-by the members of an index built long ago. Each example has a mask of its own (as in dattri's
-dropout ensembles) unless it is `shared`; the paper (arXiv 2405.17293, section 3.2) leaves open
-which it means.
+by the members of an index built long ago. It is known by its pixels, so one that is in a data set
+that comes with the program meets the masks that it met there; a person's own files are known by
+content and path, so a picture of theirs that is brought again meets others. Each example has a mask
+of its own (as in dattri's dropout ensembles) unless it is `shared`; the paper (arXiv 2405.17293,
+section 3.2) leaves open which it means.
 
 Axes: B a batch of examples, C classes, U units of a site.
 """

@@ -36,7 +36,7 @@ def revise(
 ) -> Revision:
     """Apply the decisions in force on `data`, by example id.
 
-    Raises `UserError` where they change nothing, or would leave a class without an example.
+    Raises `UserError` where they change nothing, or would take the last example of a class.
     """
     named = dataset(store, replace(data.spec, revision=""))
     at = {example: n for n, example in enumerate(named.train.ids)}
@@ -45,6 +45,7 @@ def revise(
     kept_N = np.zeros(len(labels_N), bool)
     kept_N[here] = True
     labels_N[here] = data.train.labels_N
+    before = np.bincount(data.train.labels_N, minlength=len(data.classes))
     known = {e: d for e, d in decisions.items() if e in at and kept_N[at[e]]}
     for example, decision in known.items():
         if decision.verdict == "drop":
@@ -60,10 +61,10 @@ def revise(
             next_step="review some images first",
         )
     left = np.bincount(labels_N[kept_N], minlength=len(data.classes))
-    if empty := [data.classes[c] for c in np.flatnonzero(left == 0)]:
+    if empty := [data.classes[c] for c in np.flatnonzero((before > 0) & (left == 0))]:
         raise UserError(
             found=f"decisions that leave no training image of class {empty[0]!r}",
-            wanted="at least one of each class",
+            wanted="at least one of each class that had any",
             next_step="take some of them back",
         )
     made_by = {

@@ -97,14 +97,18 @@ def watched(spec: BuildSpec) -> bool:
 
 
 def rivals(spec: BuildSpec) -> list[BuildSpec]:
-    """The other strategies on the same data and networks, each with its usual axes."""
+    """The other strategies on the same data and networks, each with its usual axes.
+
+    And with the q of `spec`, unless that has one of the members because its masks are for q only.
+    """
+    q_of_others = usual_q(False, watched(spec)) if spec.forward_only else spec.estimator.q
     found = []
     for strategy in STUDIED:
         if strategy == "snapshots" and (spec.weights or spec.train):
             continue  # nothing was kept along the way
         chosen = axes(strategy, {})
         chosen["snapshots"] = min(chosen["snapshots"], spec.epochs)
-        q = "members" if chosen["forward_only"] else spec.estimator.q
+        q = "members" if chosen["forward_only"] else q_of_others
         power = usual_power(spec.estimator.name, chosen["masks"], q)
         estimator = replace(spec.estimator, q=q, q_power=power)
         if strategy != spec.strategy:
@@ -149,6 +153,18 @@ def check(spec: BuildSpec) -> None:
             found=f"{' and '.join(from_weights)} in one ensemble",
             wanted="one of finetunes, snapshots and adapters (any of them with masks)",
             next_step=f"leave out --{from_weights[-1]}",
+        )
+    if spec.strategy == "forward" and not spec.forward_only:
+        raise UserError(
+            found="--strategy forward with masks that are members",
+            wanted="masks for q only",
+            next_step="give BuildSpec(forward_only=True), or choose another --strategy",
+        )
+    if spec.forward_only and not spec.masks:
+        raise UserError(
+            found="0 masks for q only",
+            wanted="at least one, of which q is the mean",
+            next_step="raise --masks, or choose another --strategy",
         )
     if spec.forward_only and spec.estimator.q == "training":
         raise UserError(
@@ -333,7 +349,13 @@ def options(spec: BuildSpec) -> list[str]:
         "--freeze": spec.freeze,
     }
     found += [flag for flag, wanted in flags.items() if wanted]
-    return [f"{word:g}" if isinstance(word, float) else str(word) for word in found]
+    return [exactly(word) if isinstance(word, float) else str(word) for word in found]
+
+
+def exactly(number: float) -> str:
+    """A number as people write it, or with all of its digits where that is another one."""
+    short = f"{number:g}"
+    return short if float(short) == number else repr(number)
 
 
 def dims(spec: BuildSpec) -> str:

@@ -54,7 +54,8 @@ def train(
     Examples that are not `kept_N` (bool) are left out of their batches, which are otherwise those
     of a training on all.
 
-    Raises `UserError` when the loss is no longer finite, or there is nothing to fit.
+    Raises `UserError` when the loss is no longer finite, there is nothing to fit, or less than two
+    examples to fit it on.
     """
     if spec.train:
         return by_own(network, x_N, labels_N, spec, report, kept_N=kept_N, asked_H=asked_H)
@@ -63,6 +64,13 @@ def train(
             found=f"network {spec.model!r}, in which no parameter wants a gradient",
             wanted="at least one to train",
             next_step="give its weights with --checkpoint, or let it want some",
+        )
+    count = len(x_N) if kept_N is None else int(kept_N.sum())
+    if count < 2:
+        raise UserError(
+            found=f"{count} training image{'' if count == 1 else 's'}",
+            wanted="at least two to train a network on",
+            next_step="give more training images",
         )
     draw = torch.Generator().manual_seed(spec.seed)
     if x_N.dim() == 4 and x_N.shape[1] > 1:  # a third faster on a processor
@@ -220,12 +228,16 @@ def train_together(
 ) -> np.ndarray:
     """Fit M networks of one kind in place, the m-th on the examples `rows_Mn[m]`, as `train` does.
 
+    But for batches of less than two examples, which `train` leaves out: here one of a single
+    example is a step too, and one of none is a step of momentum and decay alone.
+
     Their weights are stacked, so that every step is one batched matrix product for all. SGD is
     elementwise, and the sum of the losses has each network's own gradient, so each is trained as
     if alone; only dropout and the order of examples are drawn from one stream, `spec.seed`'s.
 
     With `seeds`, one for each network, its order is the one that `train` draws with that seed.
-    Examples that are not `kept_MN` (bool) are left out of their batches, as `train` does.
+    Examples that are not `kept_MN` (bool) are left out of their batches, which are otherwise those
+    of a training on all.
 
     Returns what the m-th network believes of the examples `asked_MH[m]`, probabilities of the
     classes in evaluation mode, mean over the epochs, float32 (M, H, C); nobody asked, (M, 0, 0).

@@ -167,7 +167,7 @@ def card(build: Build, brought: Brought, image: np.ndarray, found: Tried) -> Non
         seen=data_url(network),
         about=[
             f"{picture.width} × {picture.height}, as it was brought",
-            as_seen(image, network),
+            as_seen(build, image, network),
         ],
     )
 

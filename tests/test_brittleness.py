@@ -1,13 +1,16 @@
 """How many removals flip a prediction: real retraining, and the arithmetic by brute force."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from conftest import Tiny
+from pictures import encoded, noise, written
 
 from attribution.brittleness import BrittlenessSpec, check, flips, summary
 from attribution.engine import Engine
 from attribution.making import examples
-from attribution.records import UserError
+from attribution.records import BuildSpec, EstimatorSpec, FeatureSpec, UserError
 
 
 def test_a_prediction_flips_once_every_example_of_its_class_is_gone(tiny: Tiny):
@@ -33,6 +36,27 @@ def test_the_engine_keeps_what_it_found_and_asks_about_right_predictions(tiny: T
     told: list[int] = []
     again = engine.brittleness(tiny.build, spec, lambda *_: told.append(1))
     assert again == found and not told
+
+
+def test_without_a_right_prediction_there_is_nothing_to_flip(tmp_path: Path):
+    """Dark and light pictures, whose test half is labelled the other way round."""
+    files = {}
+    for n in range(12):
+        half = "test" if n < 4 else "train"
+        for name, base in (("dark", 10), ("light", 200)):
+            label = {"dark": "light", "light": "dark"}[name] if half == "test" else name
+            files[f"{half}/{label}/{name}{n}.png"] = encoded(noise(n) // 8 + base)
+    engine = Engine(tmp_path / "cache", tmp_path)
+    data = engine.read(str(written(tmp_path / "some", files)))
+    spec = BuildSpec(
+        data=data, strategy="naive", masks=0, models=1, epochs=20, width=0.1, index_dims=8,
+        features=FeatureSpec(ka=4, kg=2), estimator=EstimatorSpec(),
+    )  # fmt: skip
+    made = engine.build(spec)
+    assert made["accuracy"] == 0
+    for _ in range(2):
+        with pytest.raises(UserError, match="no test image that is called right"):
+            engine.brittleness(made["build"], BrittlenessSpec(tests=2, most=4, step=2))
 
 
 def test_the_summary_is_what_counting_finds():

@@ -1,6 +1,7 @@
 """Comparing ensembles: arithmetic against simulation, dense formulas and brute force."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -184,6 +185,13 @@ def test_views_that_are_trained_cost_their_training() -> None:
     spec = {**SUMMARY["spec"], "finetunes": 2, "finetune_epochs": 25}  # half of all epochs
     (twice,) = compare.plans({**SUMMARY, "spec": spec}, one_T, found, [(2, 4)])
     assert twice.seconds == pytest.approx(10 * 1.5 + 2 * 2 + 5 * 2)
+    given = {**spec, "weights": ("a", "b")}  # nothing but the fine-tunes was trained
+    (twice,) = compare.plans({**SUMMARY, "spec": given}, one_T, found, [(2, 4)])
+    assert twice.seconds == pytest.approx(10 * 2 + 2 * 2 + 5 * 2)
+    plain = {**SUMMARY["spec"], "weights": ("a", "b")}  # nothing at all
+    untrained = {**SUMMARY, "spec": plain, "seconds": {**SUMMARY["seconds"], "train": 0.4}}
+    (twice,) = compare.plans(untrained, one_T, found, [(2, 4)])
+    assert twice.seconds == pytest.approx(0.4 + 2 + 5 * 2)
 
 
 def test_costs_of_a_build() -> None:
@@ -229,14 +237,15 @@ SPECS = [
     BuildSpec(strategy="finetunes", masks=0, finetunes=2, finetune_epochs=8, seed=4, width=0.5),
     BuildSpec(strategy="forward", forward_only=True, masks=12, index_dims=99,
               estimator=EstimatorSpec()),
+    BuildSpec(rate=0.0033333333, decay=1 / 3, p=0.1234567890123, models=4,
+              estimator=EstimatorSpec(damping=2 / 3, q="training", q_power=0.1 + 0.2)),
     BuildSpec(strategy="blocks", masks=0, blocks=2, data=DataSpec(noise=0.15, noise_kind="class")),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=strategies.words)
-def test_options_make_the_same_build(
-    spec: BuildSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., BuildSpec]:
+    """What the command `build` would build, by its options."""
     asked: list[BuildSpec] = []
 
     def build(self: Engine, spec: BuildSpec, report: object, cluster: object) -> dict:
@@ -246,10 +255,30 @@ def test_options_make_the_same_build(
 
     monkeypatch.setattr(Engine, "build", build)
     monkeypatch.setattr(Engine, "finished", lambda self, spec: False)
-    words = ["build", *strategies.options(spec), "--json", "--cache", str(tmp_path)]
-    answer = CliRunner().invoke(cli.app, words)
-    assert answer.exit_code == 0, answer.output
-    assert asked == [spec]
+
+    def by(*options: str) -> BuildSpec:
+        words = ["build", *options, "--json", "--cache", str(tmp_path)]
+        answer = CliRunner().invoke(cli.app, words)
+        assert answer.exit_code == 0, answer.output
+        return asked.pop()
+
+    return by
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=strategies.words)
+def test_options_make_the_same_build(spec: BuildSpec, asked_for: Callable[..., BuildSpec]) -> None:
+    assert asked_for(*strategies.options(spec)) == spec
+
+
+@pytest.mark.parametrize("mine", strategies.STUDIED)
+def test_a_study_gives_its_rivals_what_the_command_gives_them(
+    mine: str, asked_for: Callable[..., BuildSpec]
+) -> None:
+    for rival in strategies.rivals(asked_for("--strategy", mine)):
+        assert rival == asked_for("--strategy", rival.strategy)
+    told = asked_for("--strategy", mine, "--q", "members")
+    others = {rival.estimator.q for rival in strategies.rivals(told)}
+    assert others == {"training" if mine == "forward" else "members"}
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=strategies.words)

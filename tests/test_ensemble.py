@@ -7,6 +7,7 @@ import dense
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 from zoo import as_matrix, backward_loop
@@ -294,6 +295,14 @@ def test_masks_have_no_place_in_a_single_layer():
     assert "without dropout" in told(lambda: attribution.build_index(ensemble, TRAIN)).found
 
 
+class Gone(Dataset):
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, at: int) -> tuple:
+        raise FileNotFoundError(f"no file {at}\nnor a second line")
+
+
 X, Y = TEST.tensors
 BAD = {
     "empty": (TensorDataset(X[:0], Y[:0]), "an empty data set"),
@@ -307,6 +316,11 @@ BAD = {
     "inputs of another width": (TensorDataset(X[:, :7], Y), "2x7"),
     "inputs in double precision": (TensorDataset(X.double(), Y), "dtype"),
     "inputs that are not numbers": (TensorDataset(X * torch.nan, Y), "not finite"),
+    "pictures that are no tensors": ([(Image.new("L", (4, 3)), 0)] * 3, "PIL.Image.Image"),
+    "inputs of several sizes": ([(X[0], 0), (X[0, :7], 1)], "equal size"),
+    "batches of several sizes": ([(X[0], 0)] * 256 + [(X[0, :7], 1)], "Sizes of tensors"),
+    "labels in words": ([(X[0], "cat"), (X[1], "dog")], "TypeError: expected Tensor"),
+    "files that are gone": (Gone(), "FileNotFoundError: no file 0"),
 }
 
 

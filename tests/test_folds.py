@@ -1,5 +1,6 @@
 """Networks that leave a fold out: against networks retrained by hand, and what they change."""
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from apptest import at_place, items, page
 from conftest import Tiny
+from sklearn.metrics import average_precision_score
 
 from attribution.audit import served
 from attribution.data import dataset
@@ -17,7 +19,7 @@ from attribution.folds import FIRST_SEED, FoldsSpec, fold_of, folds
 from attribution.making import examples
 from attribution.models import network
 from attribution.records import BuildSpec, DataSpec, RunSpec, UserError
-from attribution.store import Store
+from attribution.store import Store, _digest
 from attribution.train import probabilities, train
 from pages.parts.opened import DOUBT
 
@@ -157,3 +159,40 @@ def test_a_build_goes_by_its_folds_once_they_are_there(tiny, tmp_path, monkeypat
     shutil.rmtree(tmp_path / "cache" / "votes")
     again = Engine(tmp_path / "cache", tmp_path).open(tiny.build)
     assert again.mislabels().equals(after)
+
+
+def test_how_well_flips_are_found_is_told_by_the_folds_that_are_there(tiny, tmp_path):
+    shutil.copytree(tiny.cache, tmp_path / "cache")
+
+    def told(by: Engine) -> list[dict]:
+        rows = by.compared(tiny.build)
+        rows = [one for one in rows if one["build"] == tiny.build]
+        return [one["known"] for one in [*rows, by.evaluated(tiny.build), by.evaluate(tiny.build)]]
+
+    def wanted() -> float:
+        """Of the labels in the file against those of the noise, by scikit-learn."""
+        build = Engine(tmp_path / "cache").open(tiny.build)
+        (clean,) = (tmp_path / "cache").glob("pixels/*/train_labels.npy")
+        score_N = build.mislabels()["score"].sort_index()
+        return average_precision_score(np.load(clean) != build.train_labels_N, score_N)
+
+    engine = Engine(tmp_path / "cache", tmp_path)
+    engine.truth(tiny.build, 2, 1)
+    engine.evaluate(tiny.build)
+    before = wanted()
+    assert [one["ap"] for one in told(engine)] == pytest.approx([before] * 3)
+    engine.folds(tiny.build)
+    after = wanted()
+    assert abs(after - before) > 1e-3
+    (path,) = (tmp_path / "cache").glob("evaluation/*/manifest.json")
+    manifest = json.loads(path.read_text())
+    manifest.pop("evidence", None)  # as older versions wrote it
+    del manifest["sha256"]
+    manifest["sha256"] = _digest(manifest)
+    for written in (None, manifest):
+        if written:
+            path.write_text(json.dumps(written))
+        for by in (engine, Engine(tmp_path / "cache", tmp_path)):
+            assert [one["ap"] for one in told(by)] == pytest.approx([after] * 3)
+    shutil.rmtree(tmp_path / "cache" / "folds")
+    assert [one["ap"] for one in told(Engine(tmp_path / "cache"))] == pytest.approx([before] * 3)

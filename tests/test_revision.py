@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from apptest import APP, act, at_place, element, fine, items, page
 from conftest import Tiny
+from pictures import CLASSES, half, photos, table
 from streamlit.testing.v1 import AppTest
 from typer.testing import CliRunner
 
@@ -18,7 +19,8 @@ from attribution.__main__ import app as cli
 from attribution.changes import by_chance, changes
 from attribution.data import clean_labels, dataset
 from attribution.engine import Engine
-from attribution.records import DataSpec, UserError, content_id
+from attribution.records import DataSpec, Decision, UserError, content_id
+from attribution.revision import revise
 from attribution.testlabels import untouched
 from pages.parts import opened
 
@@ -113,6 +115,29 @@ def test_a_class_cannot_be_emptied(engine: Engine, tiny: Tiny) -> None:
     with pytest.raises(UserError) as told:
         engine.revise(tiny.build)
     assert "class '6'" in told.value.found
+
+
+def test_a_class_that_never_had_an_image_empties_nothing(tmp_path: Path) -> None:
+    """A table may name classes that no image is of."""
+    names = (CLASSES[0], "unused", *CLASSES[1:])
+    engine = Engine(tmp_path / "cache", tmp_path)
+    source = table(tmp_path / "some.parquet", half(photos(), "train"), names)
+    data = dataset(engine.store, engine.read(str(source)))
+    assert data.classes == names and 1 not in data.train.labels_N
+    drop = Decision(
+        seq=1, data_id=data.id, example_id=data.train.ids[0], verdict="drop", label=None,
+        reviewer="", time="", build_id="b", evidence="",
+    )  # fmt: skip
+    made = revise(engine.store, data, {drop.example_id: drop}, "b")
+    revised = dataset(engine.store, replace(data.spec, revision=made.id))
+    assert revised.train.ids == data.train.ids[1:]
+    emptied = {
+        example: replace(drop, example_id=example)
+        for example, label in zip(data.train.ids, data.train.labels_N, strict=True)
+        if label == 2
+    }
+    with pytest.raises(UserError, match=f"no training image of class '{names[2]}'"):
+        revise(engine.store, data, emptied, "b")
 
 
 def test_an_unknown_revision_is_a_users_mistake(engine: Engine, tiny: Tiny) -> None:

@@ -551,6 +551,14 @@ def bad() -> Iterator[tuple[BuildSpec, str, str, str]]:
         ),
         "--q training with masks for q only", "q of the members", "--q members",
     )  # fmt: skip
+    yield (
+        replace(plain, strategy="forward", masks=2),
+        "forward with masks that are members", "masks for q only", "forward_only=True",
+    )  # fmt: skip
+    yield (
+        replace(plain, forward_only=True),
+        "0 masks for q only", "at least one", "--masks",
+    )  # fmt: skip
     yield replace(plain, snapshots=-1), "--snapshots -1", "from 0", "--snapshots"
     lora = replace(plain, strategy="lora", adapters=1)
     for option, settings in {
@@ -601,6 +609,17 @@ def test_adapters_that_fit_no_layer_are_refused_before_anything_is_trained(
     assert wanted in told.value.wanted
     assert next_step in told.value.next_step
     assert not (tmp_path / "cache" / "run").exists()
+
+
+def test_more_blocks_than_features_are_refused_before_anything_is_fitted(engine):
+    one = replace(SPECS["blocks"], models=1)
+    build = built(engine, one)  # whose features they would share
+    K = array(build, "features", build.parts["features"][0], "train_phi").shape[1]
+    with pytest.raises(UserError) as told:
+        engine.build(replace(one, blocks=K + 1))
+    assert told.value.found == f"--blocks {K + 1} of {K} features"
+    assert "--dims" in told.value.next_step
+    assert built(engine, replace(one, blocks=K)).summary["members"] == K
 
 
 def test_a_study_builds_every_other_strategy_evaluates_all_and_leaves_the_builds_asked_for(

@@ -381,3 +381,16 @@ def test_there_are_as_many_snapshots_as_asked_for_up_to_one_an_epoch():
             found = snapshot_epochs(epochs, snapshots)
             assert len(set(found)) == snapshots and found == tuple(sorted(found))
             assert found[0] >= 1 and found[-1] == epochs
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_training_on_less_than_two_examples_is_refused(left):
+    x, y = iris()
+    kept_N = torch.arange(len(x)) < left
+    for act in (
+        lambda: train(fresh(), x[:left], y[:left], SPEC),
+        lambda: train(fresh(), x, y, SPEC, kept_N=kept_N),
+    ):
+        with pytest.raises(UserError) as told:
+            act()
+        assert told.value.found == f"{left} training image{'' if left else 's'}"

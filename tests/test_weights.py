@@ -6,7 +6,6 @@ import os
 import pickle
 import shutil
 import zipfile
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,6 +32,7 @@ from attribution.records import (
 from attribution.stored import load_network
 from attribution.truth import FIRST_SEED
 from attribution.weights import kept, read, unwrapped
+from pages.parts.asked import views
 
 SMALL = BuildSpec(
     data=DataSpec(noise=0.1),
@@ -546,6 +546,11 @@ def test_a_build_with_own_preprocessing(engine, prepared, trained):
     x = trained.data.test.images.reshape(500, -1).astype(np.float32)
     logits = torch.from_numpy(x) @ weights["weight"].T + weights["bias"]
     np.testing.assert_allclose(build.probs_TC, logits.softmax(1), atol=1e-4)
+    image = trained.data.test.images[3]  # rows of numbers are no picture to show
+    np.testing.assert_array_equal(build.seen("test", 3), image)
+    assert views(build, "test", 3)["about"][1] == (
+        "28 × 28, grey: the image as it is; its input is what the preprocessing makes of it"
+    )
     Path(prepared).write_text(PREPARED + "\n# edited")
     with pytest.raises(UserError, match="edited since the build"):
         load_network(build.store, build.spec, build.data, build.members[0].checkpoint)
@@ -715,12 +720,16 @@ WORKS: dict[str, tuple[list[str], list[str]]] = {  # by vmap, and left out
 }
 
 
-def oracle(build: Build, logits: Callable[[nn.Module, torch.Tensor], torch.Tensor]) -> np.ndarray:
-    """Grad-Dot scores by one backward call an example, of the parameters that are not left out."""
+def oracle(build: Build, only: str = "") -> np.ndarray:
+    """Grad-Dot scores by one backward call an example, of the parameters that are not left out.
+
+    Of those alone whose names begin with `only`.
+    """
     (run,) = build._networks
     made = load_network(build.store, build.spec, build.data, Checkpoint(run_id=run))
+    made.requires_grad_(True)
     left = build.summary["left_out"]
-    wanted = [p for n, p in made.named_parameters() if n not in left]
+    wanted = [p for n, p in made.named_parameters() if n not in left and n.startswith(only)]
 
     def rows(x: torch.Tensor, labels: np.ndarray) -> torch.Tensor:
         found = []
@@ -751,5 +760,23 @@ def test_an_odd_network_is_attributed_as_autograd_says(engine, odd, kind):
     assert sorted(build.summary["fallback"]) == sorted(vmapped)
     assert all(any(n.startswith(p) for p in left) for n in build.summary["left_out"])
     assert bool(left) == bool(build.summary["left_out"]) == (build.summary["coverage"] < 1)
-    found, wanted = build.scores()[:6, :6], oracle(build, lambda n, x: n(x))
+    found, wanted = build.scores()[:6, :6], oracle(build)
     np.testing.assert_allclose(found, wanted, rtol=0, atol=5e-3 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_given_networks_attributed_by_their_last_layer_share_nothing_with_those_by_all(
+    trained, files, tmp_path, first
+):
+    engine = Engine(tmp_path / "cache", tmp_path)
+    spec = replace(
+        SMALL, models=1, masks=0, strategy="naive", features=FeatureSpec(ka=2000, kg=100),
+        estimator=EstimatorSpec(name="graddot", q="members", q_power=0),
+    )  # fmt: skip
+    spec = engine.brought(spec, files[:1], "", False)
+    for freeze in (first, not first):
+        build = engine.open(engine.build(replace(spec, freeze=freeze))["build"])
+        names = [s["name"] for s in build._part("sites", build.parts["sites"][0]).manifest["sites"]]
+        assert names == (["7"] if freeze else ["1", "4", "7"])
+        found, wanted = build.scores()[:6, :6], oracle(build, "7." if freeze else "")
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=5e-3 * np.abs(wanted).max())

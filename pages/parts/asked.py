@@ -220,14 +220,16 @@ def views(build: Build, split: str, i: int) -> dict[str, Any]:
         "seen": seen(build, split, i),
         "about": [
             f"{pixels(original)}, as in the data set",
-            as_seen(original, build.seen(split, i)),
+            as_seen(build, original, build.seen(split, i)),
         ],
     }
 
 
-def as_seen(image: np.ndarray, network: np.ndarray) -> str:
+def as_seen(build: Build, image: np.ndarray, network: np.ndarray) -> str:
     """How the network's input differs from an image, in words."""
     same = "the same pixels, brought to mean 0 and deviation 1"
+    if build.spec.preprocess:
+        same = "the image as it is; its input is what the preprocessing makes of it"
     how = same if np.array_equal(image, network) else "its input mapped back to pixels"
     return f"{pixels(network)}: {how}"
 
