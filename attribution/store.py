@@ -341,16 +341,16 @@ class Store:
 
     @contextmanager
     def _aside(self, place: Path) -> Iterator[Path]:
-        """A folder to be filled, which is then put in its place."""
-        with tempfile.TemporaryDirectory(
-            dir=place.parent, prefix=f".{place.name}-", ignore_cleanup_errors=True
-        ) as temporary:
-            whole = Path(temporary) / "whole"
-            whole.mkdir()
+        """A folder to be filled, which is then put in its place; no other is left beside it."""
+        whole = place.parent / f".{place.name}-{secrets.token_hex(4)}"
+        whole.mkdir()
+        try:
             yield whole
             for path in whole.iterdir():
                 _flush(path)
             whole.rename(place)
+        finally:
+            shutil.rmtree(whole, ignore_errors=True)
         _flush(place.parent)
 
     def names(self) -> list[tuple[str, str]]:
