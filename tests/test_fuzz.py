@@ -130,7 +130,10 @@ CHEAP = ("pictures", "folder", "parquet", "csv", "idx", "archives", "weights", "
 
 
 @pytest.mark.parametrize("name", CHEAP)
-def test_a_few_inputs_of_each_reader_of_files_fail_nowhere(tmp_path: Path, name: str) -> None:
+def test_a_few_inputs_of_each_reader_of_files_fail_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(fuzz, "WALL", 600)  # its seconds of the processor are bounded all the same
     (reader,) = (one for one in readers(tmp_path, 1) if one.name == name)
     few = Reader(name, reader.inputs, reader.read, 25)
     (tmp_path / "run").mkdir()
