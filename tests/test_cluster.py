@@ -81,7 +81,8 @@ def until(what: Callable[[], Any]) -> Any:
 
 
 def in_the_making(cache: Path, kind: str) -> int:
-    return len(list((cache / kind).glob(".*-*")))
+    """Drafts; the folder around one is empty once that has been put in its place."""
+    return len(list((cache / kind).glob(".*-*/whole")))
 
 
 def finished(cache: Path, kind: str) -> int:
