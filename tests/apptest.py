@@ -10,6 +10,7 @@ from streamlit.testing.v1 import AppTest
 from pages.parts import opened
 
 APP = str(Path(__file__).parents[1] / "app.py")
+PATIENCE = 300  # seconds that a run may take: a busy machine is slow, not wrong
 
 
 def at_place(place: Tiny, monkeypatch: pytest.MonkeyPatch) -> Tiny:
@@ -20,7 +21,7 @@ def at_place(place: Tiny, monkeypatch: pytest.MonkeyPatch) -> Tiny:
 
 def page(name: str, **query: str) -> AppTest:
     """A page as a visitor with this address gets it."""
-    app = AppTest.from_file(APP, default_timeout=60)
+    app = AppTest.from_file(APP, default_timeout=PATIENCE)
     app.run()
     for key, value in query.items():
         app.query_params[key] = value

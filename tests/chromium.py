@@ -1,6 +1,7 @@
 """The app's server and a real Chromium, for the browser tests and the screenshots."""
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -11,12 +12,19 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = ("-m", "attribution")
-PATIENCE = 60  # seconds that the app may take to start
+PATIENCE = 300  # seconds that a server may take to start
+# A busy machine is slow, not wrong. What has happened is seen at once, so that this is waited for
+# only where a test fails.
+SLOW = 120_000  # milliseconds that anything in the browser may take
+TRAINED = 600_000  # what waits for a job that trains
+PORTS = 3  # how many to try: a free one may be taken before the server has it
+TAKEN = re.compile("is not free|address already in use", re.IGNORECASE)
 FLAGS = [
     "--headless=new",
     "--no-sandbox",
@@ -27,6 +35,8 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+
+expect.set_options(timeout=SLOW)
 
 
 def chromium_path() -> str | None:
@@ -43,6 +53,7 @@ def chromium() -> Iterator[Browser]:
         raise RuntimeError("no chromium, chromium-browser or google-chrome in PATH: install one")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        browser.on("context", lambda context: context.set_default_timeout(SLOW))
         yield browser
         browser.close()
 
@@ -59,44 +70,65 @@ def app_server(
 
     What it prints goes to a file, `said_at` where one is given.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, *program, "app", "--port", str(port)]
-    command += ["--cache", str(cache), "--workspace", str(workspace)]
-    said = tempfile.TemporaryFile("w+") if said_at is None else said_at.open("w+")
-    process = subprocess.Popen(
-        command,
-        cwd=folder,
-        env={**os.environ, "STREAMLIT_SERVER_HEADLESS": "true", "PYTHONPATH": str(ROOT)},
-        stdout=said,
-        stderr=subprocess.STDOUT,
-    )
-    url = f"http://localhost:{port}"
-    try:
-        for _ in range(10 * PATIENCE):
-            if process.poll() is not None:
-                said.seek(0)
-                raise RuntimeError(f"the app did not start: {said.read()}")
-            if _healthy(url):
-                break
-            time.sleep(0.1)
-        else:
-            raise RuntimeError(f"the app did not answer within {PATIENCE} s")
+    command = [sys.executable, *program, "app", "--cache", str(cache)]
+    command += ["--workspace", str(workspace), "--port"]
+    env = {**os.environ, "STREAMLIT_SERVER_HEADLESS": "true", "PYTHONPATH": str(ROOT)}
+    with server(command, "/_stcore/health", said_at, cwd=folder, env=env) as url:
         yield url
-    finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        said.close()
 
 
-def _healthy(url: str) -> bool:
+@contextmanager
+def server(
+    command: Sequence[str], path: str, said_at: Path | None = None, **how: Any
+) -> Iterator[str]:
+    """What `command` with a free port after it starts; gives its address once it answers at `path`.
+
+    What it prints goes to a file, `said_at` where one is given.
+    """
+    with tempfile.TemporaryFile("w+") if said_at is None else said_at.open("w+") as said:
+        for left in reversed(range(PORTS)):
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                port = probe.getsockname()[1]
+            process = subprocess.Popen(
+                [*command, str(port)], stdout=said, stderr=subprocess.STDOUT, **how
+            )
+            try:
+                if came_up(process, f"http://localhost:{port}{path}"):
+                    yield f"http://localhost:{port}"
+                    return
+            finally:
+                end(process)
+            said.seek(0)
+            words = " ".join(said.read().split())
+            if not (left and TAKEN.search(words)):
+                raise RuntimeError(f"the server did not start: {words}")
+
+
+def came_up(process: subprocess.Popen[bytes], url: str) -> bool:
+    """Wait until it answers; False when it has ended instead."""
+    over = time.monotonic() + PATIENCE
+    while process.poll() is None:
+        if answers(url):
+            return True
+        if time.monotonic() > over:
+            raise RuntimeError(f"the server did not answer within {PATIENCE} s")
+        time.sleep(0.1)
+    return False
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
     try:
-        with urllib.request.urlopen(f"{url}/_stcore/health", timeout=1) as answer:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
             return answer.status == 200
     except OSError:
         return False

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # small work; threads would wait 
 os.environ.pop("COLUMNS", None)  # pytest-xdist's: tables would be as narrow as its terminal
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from attribution.build import Build
 from attribution.engine import Engine
@@ -18,6 +20,12 @@ from attribution.records import BuildSpec, DataSpec, EstimatorSpec, FeatureSpec
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
+
+# A slow machine breaks no property, and luck decides nothing. What sets its own keeps that.
+settings.register_profile(
+    "tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("tests")
 
 
 class Tiny(NamedTuple):
@@ -45,6 +53,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     engine = Engine(root / "cache", root)
     made = engine.build(spec)
     return Tiny(root / "cache", root, made["build"], frozenset(engine.store.names()))
+
+
+def copied(tiny: Tiny, cache: Path) -> Path:
+    """The tiny build in a cache of its own, without what other tests have made, left or begun."""
+    for kind, name in tiny.born:
+        shutil.copytree(tiny.cache / kind / name, cache / kind / name)
+    return cache
 
 
 @pytest.fixture(scope="session")

@@ -45,6 +45,20 @@ def whitened(phi_NK, spec: EstimatorSpec) -> np.ndarray:
     return phi @ (vector / np.sqrt(value)) @ vector.T
 
 
+def astray(ids_TK, scores_TN, opponents: bool = False) -> float:
+    """How far the scores at these ids are from the highest K, or lowest, in their order.
+
+    Not whether the ids are the same: two ways to compute may turn what is all but equal.
+    """
+    ids, scores = np.asarray(ids_TK), np.asarray(scores_TN, float)
+    assert all(len(set(row)) == len(row) for row in ids.tolist())
+    strongest = np.sort(scores if opponents else -scores, 1)[:, : ids.shape[1]]
+    found = np.take_along_axis(scores, ids, 1)
+    wanted = strongest if opponents else -strongest
+    assert found.shape == wanted.shape
+    return float(np.abs(found - wanted).max() / np.abs(scores).max())
+
+
 def off(found, wanted) -> float:
     """Largest difference in units of the largest entry wanted."""
     found, wanted = np.asarray(found, float), np.asarray(wanted, float)

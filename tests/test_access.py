@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from apptest import APP, act, fine
+from apptest import APP, PATIENCE, act, fine
 from secrets_file import ANN, AUTH, BOB, EVE, ROLES, STRANGER, secrets, toml, user
 from streamlit.testing.v1 import AppTest
 
@@ -42,7 +42,7 @@ def login(tmp_path: Path) -> Iterator[None]:
 
 def visited(name: str, claims: dict[str, Any], **query: str) -> AppTest:
     """A page as somebody with these claims gets it."""
-    app = AppTest.from_file(APP, default_timeout=60)
+    app = AppTest.from_file(APP, default_timeout=PATIENCE)
     app.user = claims
     app.run()
     for key, value in query.items():
@@ -226,7 +226,7 @@ def test_each_role_may_do_what_those_before_it_may(
 def test_who_is_not_let_in_sees_a_button_and_nothing_else(
     claims: dict[str, Any], words: str, login: None, engine: Engine
 ) -> None:
-    app = AppTest.from_file(APP, default_timeout=60)
+    app = AppTest.from_file(APP, default_timeout=PATIENCE)
     app.user = claims
     fine(app.run())
     assert [one.key for one in app.button] == ["log_out" if words else "log_in"]

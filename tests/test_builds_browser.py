@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from chromium import app_server, chromium, chromium_path
+from chromium import TRAINED, app_server, chromium, chromium_path
 from pictures import encoded, noise, photos, written
 from playwright.sync_api import Page, expect
 from test_archives import zipped
@@ -18,7 +18,6 @@ pytestmark = pytest.mark.skipif(
     reason="no Chromium here: builds were not started in a browser",
 )
 
-PATIENCE = 60_000  # a busy machine is slow, not wrong
 FILES = photos(train=5, test=2)
 
 
@@ -42,7 +41,6 @@ def page(site: Site) -> Iterator[Page]:
     with chromium() as browser:
         opened = browser.new_page(viewport={"width": 1280, "height": 1300})
         opened.goto(f"{site.url}/builds")
-        opened.set_default_timeout(PATIENCE)
         yield opened
 
 
@@ -54,15 +52,15 @@ def typed(page: Page, label: str, text: str) -> None:
 
 
 def test_an_archive_is_dropped_built_cancelled_and_resumed(page: Page, site: Site) -> None:
-    expect(page.get_by_text("500MB per file")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_text("500MB per file")).to_be_visible()
     drop = page.locator("input[type=file]")
     bad = {"name": "bad.zip", "mimeType": "application/zip", "buffer": b"PK\x03\x04 cut"}
     drop.set_input_files(bad)
-    expect(page.get_by_text("bad.zip is damaged")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_text("bad.zip is damaged")).to_be_visible()
     good = zipped(FILES).getvalue()
     drop.set_input_files({"name": "my <b>.zip", "mimeType": "application/zip", "buffer": good})
     words = page.get_by_text("15 training and 6 test images of 3 classes")
-    expect(words).to_be_visible(timeout=PATIENCE)
+    expect(words).to_be_visible()
     (folder,) = (p for p in (site.root / "data").iterdir() if p.is_dir())
     assert folder.name.startswith("my-b-")
     for label, value in (("Networks", 1), ("Masks of each", 1), ("Epochs", 500)):
@@ -71,7 +69,7 @@ def test_an_archive_is_dropped_built_cancelled_and_resumed(page: Page, site: Sit
     for _ in range(2):
         page.get_by_role("button", name="Cancel").click()
         page.get_by_role("button", name="Resume").click()
-    page.get_by_text("done", exact=True).wait_for()
+    page.get_by_text("done", exact=True).wait_for(timeout=TRAINED)
     expect(page.get_by_role("button", name="Resume")).to_have_count(0)
     newest, *before = site.engine.jobs()
     assert newest.state == "done" and [job.state for job in before] == ["cancelled"] * 2
@@ -82,15 +80,15 @@ def test_a_path_is_typed_and_looked_at(page: Page, site: Site) -> None:
     folder = written(site.root / "mine", FILES | {"train/cat/broken.png": b"no picture"})
     typed(page, "Data", str(folder))
     page.get_by_role("button", name="Look at these images").click()
-    expect(page.get_by_text("cnn sees shapes and is quick")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_text("cnn sees shapes and is quick")).to_be_visible()
     expect(page.get_by_text("15 training and 6 test images")).to_be_visible()
     written(folder, {"train/cat/broken.png": encoded(noise(9))})  # it is mended
     page.get_by_role("button", name="Look again").click()
-    expect(page.get_by_text("16 training and 6 test images")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_text("16 training and 6 test images")).to_be_visible()
     expect(page.get_by_text("Set aside")).to_have_count(0)
     typed(page, "Data", str(site.root / "nowhere"))
     page.get_by_role("button", name="Look at these images").click()
-    expect(page.get_by_test_id("stAlert").get_by_text("nowhere")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_test_id("stAlert").get_by_text("nowhere")).to_be_visible()
 
 
 def test_no_file_of_code_is_run_from_the_browser(page: Page, site: Site) -> None:
@@ -100,5 +98,5 @@ def test_no_file_of_code_is_run_from_the_browser(page: Page, site: Site) -> None
     typed(page, "Network", f"{code}:make")
     for button in ("Start build", "Estimate"):
         page.get_by_role("button", name=button).click()
-        expect(page.get_by_text("asked for in the browser")).to_be_visible(timeout=PATIENCE)
+        expect(page.get_by_text("asked for in the browser")).to_be_visible()
     assert len(site.engine.jobs()) == count and not ran.exists()

@@ -46,7 +46,7 @@ def process(*words: object, cwd: Path = ROOT, command: tuple[str, ...] = ()) -> 
     """A command as a process of its own."""
     command = command or (sys.executable, "-m", "attribution")
     done = subprocess.run(
-        [*command, *map(str, words)], cwd=cwd, capture_output=True, text=True, timeout=300
+        [*command, *map(str, words)], cwd=cwd, capture_output=True, text=True, timeout=1200
     )
     return Ended(done.returncode, done.stdout, done.stderr)
 

@@ -10,9 +10,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,6 +37,7 @@ SPEC = BuildSpec(
     estimator=EstimatorSpec(),
     index_dims=24,
 )
+PATIENCE = 600  # seconds: a busy machine is slow, not wrong
 NODE = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "include_log_monitor": False}
 
 
@@ -44,8 +46,9 @@ def cluster() -> Iterator[Cluster]:
     """A cluster of one node; tests add another."""
     made = Cluster(
         initialize_head=True,
-        head_node_args={**NODE, "node_name": "first", "include_dashboard": False},
+        head_node_args={**NODE, "node_name": "first", "include_dashboard": False, "wait": False},
     )
+    made.wait_for_nodes(PATIENCE)
     yield made
     made.shutdown()
 
@@ -68,16 +71,18 @@ def contents(cache: Path) -> dict[str, str]:
     }
 
 
-def until(what) -> None:
-    """Wait until it is so."""
-    end = time.monotonic() + 60
-    while not what():
+def until(what: Callable[[], Any]) -> Any:
+    """Wait until it is so; what was found then."""
+    end = time.monotonic() + PATIENCE
+    while not (found := what()):
         assert time.monotonic() < end
         time.sleep(0.002)
+    return found
 
 
 def in_the_making(cache: Path, kind: str) -> int:
-    return len(list((cache / kind).glob(".*-*")))
+    """Drafts; the folder around one is empty once that has been put in its place."""
+    return len(list((cache / kind).glob(".*-*/whole")))
 
 
 def finished(cache: Path, kind: str) -> int:
@@ -103,7 +108,8 @@ def test_a_node_and_a_worker_killed_in_mid_build_cost_only_their_tasks(
 ) -> None:
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     build = Engine(alone).build(SPEC)
-    node = cluster.add_node(**NODE, node_name="second")
+    node = cluster.add_node(**NODE, node_name="second", wait=False)
+    cluster.wait_for_nodes(PATIENCE)
     before: dict[str, tuple[int, int]] = {}
     trained: list[int] = []
     faults: list[BaseException] = []
@@ -115,9 +121,9 @@ def test_a_node_and_a_worker_killed_in_mid_build_cost_only_their_tasks(
             before.update(artifacts(shared))
             trained.append(len(before))
             cluster.remove_node(node, allow_graceful=False)
-            until(lambda: finished(shared, "features") and workers_at(cluster, "together"))
+            at = until(lambda: finished(shared, "features") and workers_at(cluster, "together"))
             before.update(artifacts(shared))
-            os.kill(workers_at(cluster, "together")[0], 9)
+            os.kill(at[0], 9)
         except BaseException as error:
             faults.append(error)
 
@@ -278,7 +284,7 @@ def test_an_address_where_something_else_listens_is_told(
             env={**os.environ, **quick},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE,
         )
     assert f"UserError: no Ray cluster answers at {address}" in done.stderr
 

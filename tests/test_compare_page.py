@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from apptest import APP, act, at_place, element, fine, items
+from apptest import APP, PATIENCE, act, at_place, element, fine, items
 from conftest import Tiny
 from streamlit.dataframe_util import convert_arrow_bytes_to_pandas_df
 from streamlit.testing.v1 import AppTest
@@ -68,7 +68,7 @@ def bare(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
 
 def visit(**address: str) -> AppTest:
     """The page as a visitor with this address gets it."""
-    app = AppTest.from_file(APP, default_timeout=60)
+    app = AppTest.from_file(APP, default_timeout=PATIENCE)
     app.switch_page("pages/compare.py")
     for key, value in address.items():
         app.query_params["with" if key == "beside" else key] = value
@@ -271,7 +271,7 @@ def test_evaluation_runs_as_a_job_and_only_known_commands_do(
     with pytest.raises(UserError, match="unknown command 'rm'"):
         engine.start([], "rm")
     engine.start([compared.naive, compared.alone], "evaluate")
-    until = time.monotonic() + 60
+    until = time.monotonic() + 600
     while engine.jobs()[0].state == "running" and time.monotonic() < until:
         time.sleep(0.2)
     job = engine.jobs()[0]  # the newest
@@ -290,7 +290,7 @@ def test_settings_are_chosen_on_a_button_and_start_a_build(
     app = fine(visit(view="advice"))
     assert "Settings without ground truth" in [s.value for s in app.subheader]
     app.button(key="tune").click().run()
-    until = time.monotonic() + 300
+    until = time.monotonic() + 600
     while engine.jobs()[0].state == "running" and time.monotonic() < until:
         time.sleep(0.2)
     job = engine.jobs()[0]

@@ -6,7 +6,7 @@ import random
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -21,15 +21,22 @@ from attribution.decisions import Decisions
 from attribution.engine import Engine
 from attribution.records import UserError
 from attribution.store import Store
+from bench import visitor as bench_visitor
 from bench.visitor import Visitor, visiting
 from pages.parts.kept import Kept
 from pages.parts.queued import GONE, REDRAWS, Watchers
 
 SESSIONS = 6
 HITS = 12  # of each kind on the page Explain
-PATIENCE = 60  # seconds
+PATIENCE = 300  # seconds: a busy machine is slow, not wrong
 # What is kept for as long as the process lives, once whoever comes and whatever they ask.
 ONCE = {("opened.py", "_engine"), ("access.py", "rules")}
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bench counts a slow answer as an error; here only a wrong one is."""
+    monkeypatch.setattr(bench_visitor, "PATIENCE", PATIENCE)
 
 
 def test_sessions_at_once_get_each_its_own_answer(url: str, place: Tiny) -> None:
@@ -235,11 +242,11 @@ def test_threads_that_find_the_same_artifact_damaged_all_say_so(tmp_path: Path) 
 def test_the_server_answers_without_waiting_for_an_acknowledgement(url: str) -> None:
     """By uvloop, which switches Nagle's algorithm off for whatever socket it is given."""
     port = url.rpartition(":")[2].encode()
-    found = [
-        place.parent
-        for place in Path("/proc").glob("[0-9]*/cmdline")
-        if {b"app", port} <= set(place.read_bytes().split(b"\0"))
-    ]
+    found = []
+    for place in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # of a process that has just ended
+            if {b"app", port} <= set(place.read_bytes().split(b"\0")):
+                found.append(place.parent)
     assert len(found) == 1 and "uvloop" in (found[0] / "maps").read_text()
 
 
@@ -247,10 +254,9 @@ def test_the_server_answers_without_waiting_for_an_acknowledgement(url: str) -> 
 def test_the_app_listens_on_this_machine_only(url: str) -> None:
     """By the kernel's tables of sockets: 127.0.0.1 and ::1 as it writes them."""
     port = f":{int(url.rpartition(':')[2]):04X}"
-    rows = [
-        line.split()
-        for table in ("tcp", "tcp6")
-        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]
+    tables = [Path(f"/proc/net/{table}") for table in ("tcp", "tcp6")]
+    rows = [  # a kernel without IPv6 has no table of it
+        line.split() for t in tables if t.exists() for line in t.read_text().splitlines()[1:]
     ]
     listening = "0A"
     bound = {row[1] for row in rows if row[1].endswith(port) and row[3] == listening}

@@ -1,7 +1,6 @@
 """Damage is found and named, what can be repaired is, and a person's work is never touched."""
 
 import json
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Tiny
+from conftest import Tiny, copied
 from filelock import FileLock
 
 from attribution import doctor, jobs
@@ -48,9 +47,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def test_what_is_sound_is_left_as_it_is(tiny: Tiny, tmp_path: Path):
-    # Jobs that other tests left are not this one's.
-    cache = tmp_path / "cache"
-    shutil.copytree(tiny.cache, cache, ignore=shutil.ignore_patterns("jobs", "locks"))
+    cache = copied(tiny, tmp_path / "cache")
     before = content(cache)
     assert trouble(Engine(cache, tmp_path)) == []
     assert trouble(Engine(cache, tmp_path), repair=True) == []
@@ -66,7 +63,7 @@ def test_nothing_at_all_is_sound_and_makes_no_folders(tmp_path):
 def test_damaged_artifacts_of_a_build_are_named_removed_and_made_again_bit_for_bit(
     tiny: Tiny, tmp_path
 ):
-    shutil.copytree(tiny.cache, tmp_path / "cache")
+    copied(tiny, tmp_path / "cache")
     arrays = content(tmp_path / "cache")
     engine = Engine(tmp_path / "cache", tmp_path / "workspace")
     spec = engine.open(tiny.build).spec

@@ -1,7 +1,6 @@
 """Only what nothing refers to goes, after it was shown."""
 
 import json
-import shutil
 import sys
 import zipfile
 from io import BytesIO
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Tiny
+from conftest import Tiny, copied
 from filelock import FileLock
 from PIL import Image
 
@@ -28,11 +27,7 @@ def fill(draft: Draft) -> None:
 @pytest.fixture
 def engine(tiny: Tiny, tmp_path: Path) -> Engine:
     """The tiny build in a cache of its own, without what other tests have made beside it."""
-    shutil.copytree(tiny.cache, tmp_path / "cache")
-    engine = Engine(tmp_path / "cache", tmp_path / "workspace")
-    for kind, name in set(engine.store.names()) - tiny.born:
-        engine.store.remove(kind, name)
-    return engine
+    return Engine(copied(tiny, tmp_path / "cache"), tmp_path / "workspace")
 
 
 def ids(found: Unused) -> set[tuple[str, str]]:

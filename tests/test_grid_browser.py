@@ -18,7 +18,6 @@ pytestmark = pytest.mark.skipif(
     chromium_path() is None and "CI" not in os.environ,
     reason="no Chromium here: the grids were not tried in a browser",
 )
-expect.set_options(timeout=20_000)  # a busy machine is slow, not wrong
 
 
 @pytest.fixture(scope="module")

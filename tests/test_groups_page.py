@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from apptest import APP, act, at_place, element, fine, items
+from apptest import APP, PATIENCE, act, at_place, element, fine, items
 from conftest import Tiny
 from streamlit.testing.v1 import AppTest
 
@@ -17,7 +17,7 @@ def build(tiny: Tiny, tmp_path, monkeypatch: pytest.MonkeyPatch) -> Build:
 
 
 def visit(**address: str) -> AppTest:
-    app = AppTest.from_file(APP, default_timeout=60)
+    app = AppTest.from_file(APP, default_timeout=PATIENCE)
     app.switch_page("pages/groups.py")
     for key, value in address.items():
         app.query_params[key] = value

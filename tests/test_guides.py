@@ -56,6 +56,7 @@ def env() -> Iterator[dict[str, str]]:
         server = subprocess.Popen([sys.executable, warm.__file__, str(place)], env=found)
         while not place.exists() and server.poll() is None:
             time.sleep(0.1)
+        assert place.exists(), "the warm process has ended"
         yield {**found, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
         server.terminate()
         server.wait()
@@ -75,7 +76,7 @@ class Reader:
         script = f"{again}\n{keep}\nset -euo pipefail\n{block.text}"
         command = ["bash", "-c", script]
         ended = subprocess.run(
-            command, cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=300
+            command, cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=1200
         )
         where = f"{self.guide.name}:{block.line}"
         assert ended.returncode == 0, f"{where}\n{ended.stdout}\n{ended.stderr}"

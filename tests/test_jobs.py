@@ -16,7 +16,7 @@ from attribution.store import Store
 
 TINY = "--models 1 --masks 1 --epochs 1 --width 0.1 --dims 4x2 --index-dims 8".split()
 ENDLESS = ["--models", "1", "--epochs", "100000", "--width", "0.1"]
-BOUND = 120  # seconds; nothing here takes more than a few
+BOUND = 600  # seconds; nothing here takes more than a few where nothing else runs
 
 
 def until(ready: Callable[[], bool]) -> None:
@@ -51,6 +51,12 @@ def gone(pid: int) -> bool:
     return False
 
 
+def trains(job: Job) -> bool:
+    """Whether it is under way; one that has ended never will be."""
+    assert job.state == "running", job
+    return job.stage == "train" and job.done > 1
+
+
 @pytest.fixture
 def training(tmp_path: Path):
     """The cache of a job that trains for ever, and its process; ended with the test."""
@@ -58,8 +64,7 @@ def training(tmp_path: Path):
     job_id = jobs.start(cache, ENDLESS)
     pid = pid_of(cache, job_id)
     try:
-        until(lambda: only(cache).stage == "train" and only(cache).done > 1)
-        assert only(cache).state == "running"
+        until(lambda: trains(only(cache)))
         yield cache, job_id, pid
     finally:
         if not gone(pid):

@@ -8,7 +8,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-from chromium import app_server, chromium, chromium_path
+from chromium import TRAINED, app_server, chromium, chromium_path
 from conftest import Tiny
 from playwright.sync_api import Page, expect
 
@@ -17,7 +17,6 @@ from attribution.engine import Engine
 pytestmark = pytest.mark.skipif(
     chromium_path() is None and "CI" not in os.environ, reason="no Chromium here"
 )
-WAIT = 60_000
 HELD = """() => {
   let held = document.activeElement;
   while (held.shadowRoot?.activeElement) held = held.shadowRoot.activeElement;
@@ -50,23 +49,23 @@ def test_from_a_wrong_prediction_to_a_measured_and_exported_fix(tiny: Tiny, tmp_
         page.on("pageerror", lambda error: said.append(str(error)))
         press = page.keyboard.press
         page.goto(url)
-        expect(page.locator(".st-key-overview_wrong .tile").first).to_be_visible(timeout=WAIT)
+        expect(page.locator(".st-key-overview_wrong .tile").first).to_be_visible()
 
         # a wrong prediction, its explanation, and what a change of a training image would move
         tab_to(page, "^Test image")
         press("ArrowRight")
         press("Enter")
-        expect(page).to_have_url(re.compile("explain.*test="), timeout=WAIT)
-        expect(page.locator(".st-key-hits .tile").first).to_be_visible(timeout=WAIT)
+        expect(page).to_have_url(re.compile("explain.*test="))
+        expect(page.locator(".st-key-hits .tile").first).to_be_visible()
         settled(page)
         tab_to(page, "^Training image")
         press("?")
         expect(page.get_by_text("what a change would move")).to_be_visible()
         press("Escape")
         press("w")
-        expect(page.locator(".panel .reach a.other").first).to_be_visible(timeout=WAIT)
+        expect(page.locator(".panel .reach a.other").first).to_be_visible()
         press("x")
-        expect(page.locator(".st-key-hits .mark.dropped")).to_be_visible(timeout=WAIT)
+        expect(page.locator(".st-key-hits .mark.dropped")).to_be_visible()
         tab_to(page, "^Training image .* labelled")  # its own, then the other side
         press("u")
         expect(page.locator(".st-key-hits .mark")).to_have_count(0)
@@ -77,10 +76,10 @@ def test_from_a_wrong_prediction_to_a_measured_and_exported_fix(tiny: Tiny, tmp_
         # the review: two labels mended
         tab_to(page, "^Review$")
         press("Enter")
-        expect(page.locator(".st-key-deck .tile.at")).to_be_focused(timeout=WAIT)
+        expect(page.locator(".st-key-deck .tile.at")).to_be_focused()
         press("Enter")
         press("Enter")
-        expect(page.get_by_text("2 relabelled")).to_be_visible(timeout=WAIT)
+        expect(page.get_by_text("2 relabelled")).to_be_visible()
         tab_to(page, "Export & import")
         press(" ")
         expect(page.get_by_role("button", name="Download")).to_be_visible()
@@ -96,12 +95,12 @@ def test_from_a_wrong_prediction_to_a_measured_and_exported_fix(tiny: Tiny, tmp_
         # networks trained again with them, and what that did
         tab_to(page, "^Before & after$")
         press("Enter")
-        expect(page.get_by_role("button", name="Train again")).to_be_visible(timeout=WAIT)
+        expect(page.get_by_role("button", name="Train again")).to_be_visible()
         settled(page)
         tab_to(page, "^Train again")
         press(" ")
         expect(page.get_by_text(re.compile("^Right now, wrong before"))).to_be_visible(
-            timeout=2 * WAIT
+            timeout=TRAINED
         )
         assert said == [] and "Traceback" not in page.inner_text("body")
     assert len(engine.revised(build.id)) == 1

@@ -20,7 +20,6 @@ pytestmark = pytest.mark.skipif(
     reason="no Chromium here: the map was not tried in a browser",
 )
 
-PATIENCE = 20_000  # a busy machine is slow, not wrong
 MARGIN = 24  # pixels around the whole map
 
 
@@ -49,7 +48,7 @@ def visit(page: Page, address: str) -> Locator:
     """The map, drawn."""
     page.goto(address)
     stage = page.locator(".st-key-map .stage[data-view]")
-    expect(stage).to_be_visible(timeout=PATIENCE)
+    expect(stage).to_be_visible()
     return stage
 
 
@@ -90,7 +89,7 @@ def star(xy_P2: np.ndarray) -> np.ndarray:
 
 
 def expect_said(page: Page, text: str) -> None:
-    expect(page.locator(".st-key-map .said")).to_have_text(text, timeout=PATIENCE)
+    expect(page.locator(".st-key-map .said")).to_have_text(text)
 
 
 def test_what_a_line_goes_around_is_selected(page: Page, url: str, build: Build) -> None:
@@ -110,7 +109,7 @@ def test_what_a_line_goes_around_is_selected(page: Page, url: str, build: Build)
     expect_said(page, f"{len(xy_P2):,} of {len(xy_P2):,} images · {len(inside):,} selected")
     expect(page.locator(".st-key-map_tests .tile")).to_have_count(min(60, len(tests)))
     page.get_by_role("button", name="Explain these together").click()
-    expect(page.get_by_text("What pushed the")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_text("What pushed the")).to_be_visible()
     address = picked.words(tests.tolist()).replace(",", "(,|%2C)")
     expect(page).to_have_url(re.compile(f"picked={address}(&|$)"))
     page.get_by_role("link", name="Map").click()  # it is still there
@@ -136,7 +135,7 @@ def test_the_image_under_the_pointer_is_shown_and_a_click_selects_it(
         page.mouse.click(*xy_P2[p])
         word = "Training" if split == "train" else "Test"
         card = page.locator(".st-key-map_one").get_by_text(f"{word} image {i}")
-        expect(card).to_be_visible(timeout=PATIENCE)
+        expect(card).to_be_visible()
     card.click()
     page.keyboard.press("z")
     expect(page.locator(".st-key-map_one dialog")).to_be_visible()
@@ -161,9 +160,9 @@ def test_the_map_is_used_without_a_mouse_and_comes_back(page: Page, url: str, bu
     page.get_by_role("button", name="Review these").focus()
     page.keyboard.press("Enter")
     deck = page.locator(".st-key-deck")
-    expect(deck.locator(".tile")).to_have_count(min(48, len(likely)), timeout=PATIENCE)
+    expect(deck.locator(".tile")).to_have_count(min(48, len(likely)))
     page.get_by_role("link", name="Map").click()
-    expect(stage).to_be_visible(timeout=PATIENCE)
+    expect(stage).to_be_visible()
     page.keyboard.press("Escape")
     expect_said(page, f"{shown} of {images:,} images")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from apptest import APP, act, at_place, element, fine, items
+from apptest import APP, PATIENCE, act, at_place, element, fine, items
 from conftest import Tiny
 from streamlit.testing.v1 import AppTest
 
@@ -22,7 +22,7 @@ def build(mapped: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Buil
 
 
 def visit(page: str = "map", **address: str) -> AppTest:
-    app = AppTest.from_file(APP, default_timeout=60)
+    app = AppTest.from_file(APP, default_timeout=PATIENCE)
     app.switch_page(f"pages/{page}.py")
     for key, value in address.items():
         app.query_params[key] = value

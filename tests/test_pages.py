@@ -6,7 +6,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from apptest import APP, act, at_place, element, fine, items, page
+from apptest import APP, PATIENCE, act, at_place, element, fine, items, page
 from conftest import Tiny
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
@@ -73,7 +73,7 @@ def test_from_the_overview_a_button_leads_to_the_builds(build: Build) -> None:
 
 def test_overview_draws_the_doubtful_where_the_address_says_so(build: Build) -> None:
     assert not page("overview").get("plotly_chart")
-    app = AppTest.from_file(APP, default_timeout=60)
+    app = AppTest.from_file(APP, default_timeout=PATIENCE)
     app.query_params["doubts"] = "true"
     fine(app.run())
     (chart,) = app.get("plotly_chart")
@@ -133,7 +133,7 @@ def test_explain_asks_about_another_class_and_says_so(build: Build) -> None:
 
 
 def test_a_link_restores_prediction_and_target(build: Build) -> None:
-    app = AppTest.from_file(APP, default_timeout=60)
+    app = AppTest.from_file(APP, default_timeout=PATIENCE)
     app.switch_page("pages/explain.py")
     app.query_params["test"] = "17"
     app.query_params["target"] = "3"
@@ -147,7 +147,7 @@ def test_a_link_restores_prediction_and_target(build: Build) -> None:
 def test_a_bad_test_id_in_the_address_is_a_notice_beside_a_working_page(
     build: Build, bad: str
 ) -> None:
-    app = AppTest.from_file(APP, default_timeout=60)
+    app = AppTest.from_file(APP, default_timeout=PATIENCE)
     app.switch_page("pages/explain.py")
     app.query_params["test"] = bad
     fine(app.run())
@@ -157,7 +157,7 @@ def test_a_bad_test_id_in_the_address_is_a_notice_beside_a_working_page(
 
 
 def test_an_unknown_build_in_the_address_is_a_notice(build: Build) -> None:
-    app = AppTest.from_file(APP, default_timeout=60)
+    app = AppTest.from_file(APP, default_timeout=PATIENCE)
     app.query_params["build"] = "../../etc"
     fine(app.run())
     (notice,) = [w.value for w in app.warning]
@@ -546,6 +546,6 @@ grid.consume("keys", handle)
 
 def test_keys_that_come_in_while_others_are_applied_lose_none() -> None:
     """Streamlit ends a run wherever it touches the session's state once another is asked for."""
-    app = AppTest.from_string(INTERRUPTED).run()
+    app = AppTest.from_string(INTERRUPTED, default_timeout=PATIENCE).run()
     assert not app.exception
     assert app.session_state["applied"] == [1, 2, 3]

@@ -113,19 +113,15 @@ def test_the_fold_opens_by_key_and_leads_to_the_predictions(
         tab.on("pageerror", lambda error: said.append(str(error)))
         tab.goto(f"{url}/review")
         fold = tab.locator(".st-key-deck .reach")
-        expect(fold.get_by_role("button")).to_have_attribute(
-            "aria-expanded", "false", timeout=60_000
-        )
+        expect(fold.get_by_role("button")).to_have_attribute("aria-expanded", "false")
         tab.keyboard.press("w")
         links = fold.locator("a.other")
-        expect(links).to_have_count(2 * SHOWN, timeout=30_000)
+        expect(links).to_have_count(2 * SHOWN)
 
         def expect_moves(new: int | None) -> None:
             rows = engine.blast(build.id, [train_id], new, SHOWN, each=True)
             for at, row in enumerate(rows):
-                expect(links.nth(at)).to_have_attribute(
-                    "href", re.compile(f"test={row.test_id}&"), timeout=30_000
-                )
+                expect(links.nth(at)).to_have_attribute("href", re.compile(f"test={row.test_id}&"))
 
         expect_moves(label)
         fold.locator("select").select_option("drop")
@@ -139,8 +135,8 @@ def test_the_fold_opens_by_key_and_leads_to_the_predictions(
 
         tab.goto(f"{url}/explain")
         tile = tab.locator(".st-key-hits .tile").nth(1)
-        expect(tile).to_be_visible(timeout=30_000)
+        expect(tile).to_be_visible()
         tile.focus()
         tab.keyboard.press("w")
-        expect(tab.locator(".panel .reach a.other")).to_have_count(2 * SHOWN, timeout=30_000)
+        expect(tab.locator(".panel .reach a.other")).to_have_count(2 * SHOWN)
         assert said == []

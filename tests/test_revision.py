@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from apptest import APP, act, at_place, element, fine, items, page
+from apptest import APP, PATIENCE, act, at_place, element, fine, items, page
 from conftest import Tiny
 from pictures import CLASSES, half, photos, table
 from streamlit.testing.v1 import AppTest
@@ -225,7 +225,7 @@ def test_the_page_trains_again_and_shows_what_changed(
     changed = engine.changes(tiny.build, after)
     assert 5 not in changed.table.index and "1 test image excluded" in changed.summary.words
     for at in (tiny.build, after):  # either of the two is asked for
-        app = AppTest.from_file(APP, default_timeout=60)
+        app = AppTest.from_file(APP, default_timeout=PATIENCE)
         app.switch_page("pages/changes.py")
         app.query_params["build"] = at
         app.run()

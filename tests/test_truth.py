@@ -335,7 +335,7 @@ def test_a_killed_truth_resumes_and_ends_as_an_undisturbed_one(tmp_path: Path) -
         stderr=subprocess.DEVNULL,
         cwd=Path(__file__).parents[1],
     )
-    end = time.monotonic() + 120
+    end = time.monotonic() + 600
     try:
         while len(list(root.glob("retrained/[0-9a-f]*"))) < 2:
             assert process.poll() is None and time.monotonic() < end, "no part was ever finished"
@@ -352,4 +352,5 @@ def test_a_killed_truth_resumes_and_ends_as_an_undisturbed_one(tmp_path: Path) -
     whole = Engine(other).truth(build_id, 60, 2)
     assert ended.id == whole.id
     np.testing.assert_array_equal(ended.margins_SRT, whole.margins_SRT)
-    assert not list(root.glob("retrained/.*"))  # what the kill left is gone
+    # What the kill left is gone, but for the folder around one that was just put in its place.
+    assert not list(root.glob("retrained/.*/*"))

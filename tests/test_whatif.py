@@ -427,7 +427,7 @@ def test_a_killed_verification_resumes_and_ends_as_an_undisturbed_one(tmp_path: 
         stderr=subprocess.DEVNULL,
         cwd=Path(__file__).parents[1],
     )
-    end = time.monotonic() + 120
+    end = time.monotonic() + 600
     try:
         while len(list(root.glob("without/[0-9a-f]*"))) < 3:
             assert process.poll() is None and time.monotonic() < end, "no part was ever finished"
@@ -443,7 +443,8 @@ def test_a_killed_verification_resumes_and_ends_as_an_undisturbed_one(tmp_path: 
     assert {k: after[k] for k in kept} == kept and len(after) == 2 * 24
     whole = Engine(other).verify(build_id, 3, ids, seeds=60)
     assert {**ended, "created": 0} == {**whole, "created": 0}
-    assert not list(root.glob("without/.*"))
+    # What the kill left is gone, but for the folder around one that was just put in its place.
+    assert not list(root.glob("without/.*/*"))
 
 
 def test_verifications_are_listed_for_every_build_on_the_same_networks(engine: Engine) -> None:

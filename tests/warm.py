@@ -39,8 +39,9 @@ def serve(place: str) -> None:
 
     assert torch._dynamo and attribution.engine
     with socket.socket(socket.AF_UNIX) as ours:
-        ours.bind(place)
+        ours.bind(f"{place}.new")
         ours.listen()
+        Path(f"{place}.new").rename(place)  # who sees it there is answered
         while True:
             asking, _ = ours.accept()
             with asking:
