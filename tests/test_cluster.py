@@ -81,8 +81,7 @@ def until(what: Callable[[], Any]) -> Any:
 
 
 def in_the_making(cache: Path, kind: str) -> int:
-    """Drafts; the folder around one is empty once that has been put in its place."""
-    return len(list((cache / kind).glob(".*-*/whole")))
+    return len(list((cache / kind).glob(".*-*")))
 
 
 def finished(cache: Path, kind: str) -> int:

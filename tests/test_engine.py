@@ -539,7 +539,7 @@ def finished(cache: Path, kind: str) -> int:
 STAGES: Mapping[str, Callable[[Path], bool]] = {
     "a network is trained": lambda cache: finished(cache, "run") >= 1,
     "some features are there": lambda cache: finished(cache, "features") >= 3,
-    "the index is being made": lambda cache: any(cache.glob("index/.*/whole")),
+    "the index is being made": lambda cache: any(cache.glob("index/.*-*")),
 }
 
 

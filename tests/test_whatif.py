@@ -443,8 +443,7 @@ def test_a_killed_verification_resumes_and_ends_as_an_undisturbed_one(tmp_path: 
     assert {k: after[k] for k in kept} == kept and len(after) == 2 * 24
     whole = Engine(other).verify(build_id, 3, ids, seeds=60)
     assert {**ended, "created": 0} == {**whole, "created": 0}
-    # What the kill left is gone, but for the folder around one that was just put in its place.
-    assert not list(root.glob("without/.*/*"))
+    assert not list(root.glob("without/.*"))  # what the kill left is gone
 
 
 def test_verifications_are_listed_for_every_build_on_the_same_networks(engine: Engine) -> None:
