@@ -76,6 +76,7 @@ class Visitor:
         else:
             wanted.page_name = "" if page == "overview" else page
         self.page = page
+        self.rest()  # as a browser does at once: a tick would name the page that is left
         self._queues.clear()
         self.elements.clear()
         self._arrived = False
