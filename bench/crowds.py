@@ -36,6 +36,7 @@ MINUTES = 10.0
 BESIDE = 0.15  # of the minutes, with a build beside
 SETTLED = 2.0  # minutes until memory is looked at; of a short run, a fifth
 SAMPLE = 5.0  # seconds between two looks at it
+STEPS, NEAR = 6, 6  # it is told so many times more, each the mean of so many looks
 HITS = 12  # of each kind, as the page Explain shows them
 OTHERS = ("overview", "groups", "map", "try_image", "changes", "compare", "builds")
 PICK, DECIDE, OPEN = KINDS = ("a test image on Explain", "a decision on Review", "a page")
@@ -256,10 +257,11 @@ def rows(told: Told, minutes: float, found: int, beside: list[float]) -> list[Ro
     start = min(SETTLED, minutes / 5)
     memory_m2 = np.array([pair for pair in told.memory if pair[0] >= start])
     slope, _ = np.polyfit(memory_m2[:, 0], memory_m2[:, 1], 1)
-    first, last = memory_m2[:3, 1].mean(), memory_m2[-3:, 1].mean()
+    for at in np.linspace(start, minutes, STEPS + 1):
+        near = np.abs(memory_m2[:, 0] - at).argsort(kind="stable")[:NEAR]
+        held = float(memory_m2[near, 1].mean())
+        made.append(row(f"memory of the server after {at:.3g} min", held, "MB"))
     made += [
-        row(f"memory of the server after {start:g} min", float(first), "MB"),
-        row(f"the same after {minutes:g} min", float(last), "MB"),
         row("its slope between them", 60 * float(slope), "MB an hour"),
         row("builds beside, seconds of each", beside, "s"),
         row("load average of the machine at the end", os.getloadavg()[0], ""),
