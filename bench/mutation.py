@@ -8,6 +8,7 @@ import struct
 import zlib
 from collections.abc import Callable, Sequence
 from io import BytesIO
+from lzma import LZMAError
 from random import Random
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile
 
@@ -169,7 +170,8 @@ def zipped(inner: Change = some) -> Change:
                     )
                     body = old.read(name)
                     new.writestr(name, inner(body, draw) if name == which else body, packed)
-        except (BadZipFile, OSError, EOFError, zlib.error, ValueError, RuntimeError, IndexError):
+        except (BadZipFile, OSError, EOFError, zlib.error, LZMAError, ValueError, RuntimeError,
+                IndexError):  # fmt: skip
             return content
         return out.getvalue()
 

@@ -5,7 +5,7 @@ import streamlit as st
 from attribution.build import Build
 from attribution.groups import GroupHit
 from pages.parts import charts, picked
-from pages.parts.asked import PAGE, test_item
+from pages.parts.asked import PAGE, begins, test_item
 from pages.parts.grid import TRAIN, class_keys, consume, grid, notice, on_train, verdicts
 from pages.parts.hits import hit_item, hits_grid
 from pages.parts.opened import DOUBT, build_or_stop, engine, go, thumb
@@ -194,10 +194,12 @@ def contrast(build: Build) -> None:
     )
     one = tests.loc[test_id]
     label, said = int(one.label), int(one.predicted)
-    target = b.selectbox("Rather this", names, index=said, key=f"rather_{test_id}")
+    begins("rather", names[said], of=(build.id, test_id))
+    target = b.selectbox("Rather this", names, key="rather")
     rest = [name for name in names if name != target]
     usual = names[label] if names[label] in rest else rest[0]
-    other = c.selectbox("than this", rest, index=rest.index(usual), key=f"than_{test_id}_{target}")
+    begins("than", usual, of=(build.id, test_id, target))
+    other = c.selectbox("than this", rest, key="than")
     picture, hits = st.columns([2, 9], gap="large")
     picture.image(build.image("test", test_id), width="stretch")
     labelled = f"labelled {literal(names[label])}, " if build.labelled else ""

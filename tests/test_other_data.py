@@ -1,5 +1,6 @@
 """The pages on data that are not the demo's: numbers as names, few images, two data sets."""
 
+import gc
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from apptest import act, at_place, element, fine, items, page
 from conftest import Tiny
 from pictures import CLASSES, photos, written
+from streamlit.runtime.state.common import WidgetMetadata
 
 from attribution.build import Build
 from attribution.engine import Engine
@@ -85,13 +87,13 @@ def test_classes_called_by_numbers_are_asked_about_as_themselves(numbers: Build)
         if asked not in (answer.predicted, answer.label):
             assert app.query_params["target"] == str(asked)
         other = next(c for c in range(3) if c not in (asked, answer.predicted))
-        question = app.button_group(key=f"question_{numbers.id}_{test_id}")
+        question = app.button_group(key="question")
         fine(question.set_value(other).run())
         assert ids(app, "hits") == of(numbers.query(test_id, 12, other))
     app = fine(page("groups", build=numbers.id, pattern="one class rather than another"))
     app.number_input(key="contrast_test").set_value(test_id).run()
-    app.selectbox(key=f"rather_{test_id}").set_value("4").run()
-    app.selectbox(key=f"than_{test_id}_4").set_value("2").run()
+    app.selectbox(key="rather").set_value("4").run()
+    app.selectbox(key="than").set_value("2").run()
     assert ids(fine(app), "group_hits") == of(numbers.contrast(test_id, 2, 0, 18))
 
 
@@ -147,3 +149,30 @@ def test_an_undo_says_what_it_undid(numbers: Build) -> None:
     act(app, "hits", {"type": "redo"})
     assert "is made again" in app.toast[0].value and not app.warning
     assert engine().decisions.in_force(numbers.data_id)
+
+
+def test_a_session_keeps_no_more_the_more_images_it_has_seen(numbers: Build) -> None:
+    """Streamlit never forgets a widget that it was once asked for."""
+
+    def kept() -> int:
+        gc.collect()
+        return sum(type(one) is WidgetMetadata for one in gc.get_objects())
+
+    app = fine(page("explain", build=numbers.id, show="all"))
+    act(app, "tests", {"type": "pick", "id": 1})
+    before = kept()
+    assert before > 5
+    for test_id in (2, 5, 9):
+        act(app, "tests", {"type": "pick", "id": test_id})
+        answer = numbers.query(test_id)
+        assert fine(app).button_group(key="question").value == answer.predicted
+        other = next(c for c in range(3) if c != answer.predicted)
+        app.button_group(key="question").set_value(other).run()
+        assert ids(fine(app), "hits") == of(numbers.query(test_id, 12, other))
+    assert kept() == before
+    app = fine(page("groups", build=numbers.id, pattern="one class rather than another"))
+    before = kept()
+    for test_id in (2, 5, 9):
+        app.number_input(key="contrast_test").set_value(test_id).run()
+        app.selectbox(key="rather").set_value("4").run()
+    assert kept() == before

@@ -259,22 +259,25 @@ def question(build: Build, answer: Answer, corrected: int | None = None) -> str 
             return f"Why not {name}, its label as corrected?"
         return f"Why not {name}, its label?" if c == answer.label else name
 
-    key = f"question_{build.id}_{answer.test_id}"
-    control = st.pills if few else st.selectbox
-    default = (
-        {"default": answer.target}
-        if control is st.pills
-        else {"index": options.index(answer.target)}
-    )
-    picked = control(
+    begins("question", answer.target, of=(build.id, answer.test_id))
+    picked = (st.pills if few else st.selectbox)(
         "Question",
         options,
         format_func=words,
-        key=key,
+        key="question",
         label_visibility="collapsed",
         required=True,
-        **default,
     )
     if picked == answer.predicted:
         return "predicted"
     return "label" if picked == answer.label else picked
+
+
+def begins(key: str, value: object, of: object) -> None:
+    """Have a widget begin at a value whenever what it is about (`of`) is something else.
+
+    A key for each would do so too, but Streamlit keeps what it knows of a widget, its options and
+    functions, under each key for as long as the session lives.
+    """
+    if st.session_state.get(f"{key}_of") != of or key not in st.session_state:
+        st.session_state.update({key: value, f"{key}_of": of})
