@@ -397,7 +397,8 @@ class Decisions:
         while True:
             db = sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None)
             try:
-                db.execute("PRAGMA journal_mode = WAL")
+                # To its end: one that is left with its answer unread stands in the way of a commit.
+                db.execute("PRAGMA journal_mode = WAL").fetchall()
                 db.execute("PRAGMA synchronous = FULL")
                 self._up_to_date(db)
                 db.execute("BEGIN IMMEDIATE" if write else "BEGIN")

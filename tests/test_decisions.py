@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from threading import Barrier
 
@@ -622,3 +623,20 @@ def test_an_example_named_twice_in_one_act_has_the_last_word_and_one_undo(log):
     assert log.in_force(DATA)["e"].verdict == "drop"
     log.undo(DATA)
     assert log.in_force(DATA) == {} and log.standing(DATA).acts == ()
+
+
+def test_what_the_interpreter_has_not_let_go_of_stops_no_commit(tmp_path, monkeypatch):
+    """As a debugger, or a look at all objects by another thread, keeps what was asked last."""
+    held = []
+
+    class Slow(sqlite3.Connection):
+        def execute(self, *what):
+            held.append(super().execute(*what))
+            return held[-1]
+
+    monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Slow))
+    log = Decisions(tmp_path / "decisions.sqlite")
+    for n in range(3):
+        log.decide(DATA, f"e-{n}", "keep")
+    log.undo(DATA)
+    assert len(log.standing(DATA).acts) == 2 and len(held) > 10
