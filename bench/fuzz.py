@@ -292,7 +292,10 @@ def faults(error: Exception) -> str:
         return f"no single sentence: {text[:LONGEST]!r}"
     if "cannot be written" in text:
         return f"a disk that is not full is blamed: {text}"
-    lines = [str(one).partition("\n")[0] for one in chain]  # below it C++ names its allocator
+    # Of what others say, not of our own words, in which a name may be anything; of that the first
+    # line, as C++ names its allocator below it.
+    others = [one for one in chain if not isinstance(one, (UserError, Aside))]
+    lines = [str(one).partition("\n")[0] for one in others]
     if any(isinstance(one, MemoryError) for one in chain) or any("alloc" in one for one in lines):
         return "".join(traceback.format_exception(error))
     return ""
