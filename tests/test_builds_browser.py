@@ -57,6 +57,7 @@ def test_an_archive_is_dropped_built_cancelled_and_resumed(page: Page, site: Sit
     bad = {"name": "bad.zip", "mimeType": "application/zip", "buffer": b"PK\x03\x04 cut"}
     drop.set_input_files(bad)
     expect(page.get_by_text("bad.zip is damaged")).to_be_visible()
+    expect(drop).to_have_count(1)  # the one that took it is gone
     good = zipped(FILES).getvalue()
     drop.set_input_files({"name": "my <b>.zip", "mimeType": "application/zip", "buffer": good})
     words = page.get_by_text("15 training and 6 test images of 3 classes")
