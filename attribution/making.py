@@ -50,7 +50,6 @@ from .members import example_keys
 from .metrics import spread_of
 from .models import check_name, check_preprocess, code_id, inputs, network
 from .records import (
-    LATER,
     LOSS,
     BuildSpec,
     Checkpoint,
@@ -853,10 +852,16 @@ def save_directions(whole: Projected) -> bytes:
 def spec_from(fields: dict[str, Any]) -> BuildSpec:
     """The spec that `asdict` wrote; of an older one, with the recipe that there was then."""
     blank = BuildSpec()
-    recipe = {name: LATER[name] for name in ("rate", "schedule", "decay")}
     parts = {
         name: replace(getattr(blank, name), **fields[name])
         for name in ("data", "features", "estimator", "lora")
     }
     parts["lora"] = replace(parts["lora"], targets=tuple(parts["lora"].targets))
-    return BuildSpec(**{**recipe, **fields, **parts, "weights": tuple(fields.get("weights", ()))})
+    return BuildSpec(
+        **{
+            **strategies.ONE_LOW_RATE,
+            **fields,
+            **parts,
+            "weights": tuple(fields.get("weights", ())),
+        }
+    )

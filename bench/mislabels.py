@@ -26,6 +26,7 @@ from attribution.engine import Engine
 from attribution.folds import folds_id
 from attribution.mislabels import fused
 from attribution.records import BuildSpec, DataSpec
+from attribution.strategies import ONE_LOW_RATE
 
 from .images import cifar10_start
 from .rows import Options, Row, row
@@ -58,9 +59,7 @@ def measure(options: Options) -> list[Row]:
                 model="resnet9",
                 width=0.125,
                 epochs=10,
-                rate=0.01,
-                schedule="constant",
-                decay=0.0,
+                **ONE_LOW_RATE,
                 models=3,
                 masks=2,
             )

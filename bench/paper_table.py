@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
 
 import numpy as np
 
@@ -23,13 +22,13 @@ from attribution.metrics import ceiling
 from attribution.records import BuildSpec, DataSpec, FeatureSpec, RunSpec
 from attribution.store import Store
 from attribution.stored import seconds
+from attribution.strategies import ONE_LOW_RATE
 from attribution.truth import Truth, truth
 
 from .arms import Arm, Read, Setting, Size, difference, read
 from .images import cifar2, named
 from .rows import Options, Row, row, table
 
-ONE_LOW_RATE: dict[str, Any] = {"rate": 0.01, "schedule": "constant", "decay": 0.0}
 MNIST = Setting(name="MNIST-5k, MLP", blank=BuildSpec(), subsets=100, seeds=5, tuned_on=100)
 CIFAR2 = Setting(
     name="CIFAR-2, ResNet-9 of 1/8 the width",

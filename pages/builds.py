@@ -188,7 +188,7 @@ def settings(data: str, found: dict[str, Any] | None) -> None:
 
 def jobs(was_busy: bool) -> None:
     """What was started here, newest first."""
-    found, builds = engine().jobs(), {one["build"] for one in engine().builds()}
+    found = engine().jobs()
     if was_busy != any(job.state == RUNNING for job in found):
         st.rerun()  # the whole page: its table and its polling change
     st.subheader("Started here", anchor=False)
@@ -208,7 +208,7 @@ def jobs(was_busy: bool) -> None:
                     may(BUILD).cancel(job.id)
                     st.rerun(scope="fragment")
                 bar(job)
-            elif job.state == "done" and job.build and job.build not in builds:
+            elif job.state == "done" and job.build and not engine().store.has("build", job.build):
                 action.caption("Deleted since")
             elif job.state == "done" and job.build:
                 if action.button("Open", key=f"open_{job.id}", width="stretch", type="primary"):

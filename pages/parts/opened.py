@@ -17,6 +17,7 @@ from attribution.engine import Engine
 from attribution.records import UserError
 from attribution.remote import VARIABLE
 
+from . import picked
 from .access import BUILD, LOOK, Role, require
 from .words import literal
 
@@ -113,12 +114,11 @@ def forget(build: Build) -> None:
     half, data = st.session_state.get("images", (build.test_half.id, build.data_id))
     st.session_state["images"] = build.test_half.id, build.data_id
     if half != build.test_half.id:
-        st.session_state.update(test=None, target="predicted", groups_picked="")
+        st.session_state.update(test=None, target="predicted")
         st.query_params.pop("map_hidden", None)
+        picked.forget("groups")
     if data != build.data_id:
-        st.session_state["review_picked"] = ""
-    if (half, data) != st.session_state["images"]:
-        st.query_params.pop("picked", None)
+        picked.forget("review")
 
 
 def go(page: str) -> NoReturn:

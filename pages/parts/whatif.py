@@ -94,8 +94,8 @@ def chosen(build: Build, answer: Answer) -> list[int]:
     picked = st.session_state["picked"]
     if side != OWN:
         st.query_params.pop("picked", None)
-        count = len(build.train_labels_N)
-        limit = min(max(count // 4, COUNTS[1]), count)
+        every = len(build.train_labels_N)
+        limit = min(max(every // 4, COUNTS[1]), every)
         counts = [k for k in COUNTS if k <= limit]
         count = right.select_slider(
             "How many",
