@@ -186,10 +186,14 @@ class Engine:
         asked_for = [b for b in found if not b.get("beside")]
         return next((b["build"] for b in asked_for or found), "")
 
+    def has(self, build_id: str) -> bool:
+        """Whether a build is there: finished, and not deleted since."""
+        return self.store.has("build", build_id)
+
     def open(self, build_id: str) -> Build:
         """A finished build. Raises `UserError` where it is unknown or damaged."""
         with self._lock:
-            if not self.store.has("build", build_id):  # another process may have deleted it
+            if not self.has(build_id):  # another process may have deleted it
                 self._opened.pop(build_id, None)
             if build_id in self._opened:
                 self._opened.move_to_end(build_id)

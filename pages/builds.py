@@ -208,7 +208,7 @@ def jobs(was_busy: bool) -> None:
                     may(BUILD).cancel(job.id)
                     st.rerun(scope="fragment")
                 bar(job)
-            elif job.state == "done" and job.build and not engine().store.has("build", job.build):
+            elif job.state == "done" and job.build and not engine().has(job.build):
                 action.caption("Deleted since")
             elif job.state == "done" and job.build:
                 if action.button("Open", key=f"open_{job.id}", width="stretch", type="primary"):

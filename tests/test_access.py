@@ -27,9 +27,9 @@ PAGES = [ROOT / "app.py", *sorted((ROOT / "pages").rglob("*.py"))]
 # What may be asked of `engine()` by everybody who is let in; all else goes through `may`.
 READING = {
     "accuracies", "askable", "blast", "builds", "changes", "check", "compared", "datasets",
-    "flipping", "forecast", "job_log", "jobs", "newest", "open", "remote", "removal", "revised",
-    "revised_spec", "revision", "test_labels", "top", "truths", "tuned", "unused_uploads",
-    "uploads", "variance", "verifications",
+    "flipping", "forecast", "has", "job_log", "jobs", "newest", "open", "remote", "removal",
+    "revised", "revised_spec", "revision", "test_labels", "top", "truths", "tuned",
+    "unused_uploads", "uploads", "variance", "verifications",
 }  # fmt: skip
 READING_LOG = {"in_force", "newest", "standing"}
 

@@ -276,9 +276,10 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_what_a_killed_one_left_is_swept(tmp_path: Path) -> None:
-    found = unpacked(zipped(FILES), "photos.zip", tmp_path)
+    archive = zipped(FILES)  # a second one would be of another time, so of another name
+    found = unpacked(archive, "photos.zip", tmp_path)
     left = tmp_path / f".{found.folder.name}-dead"
     found.folder.rename(left)
-    assert unpacked(zipped(FILES), "photos.zip", tmp_path).folder == found.folder
+    assert unpacked(archive, "photos.zip", tmp_path).folder == found.folder
     assert not left.exists()
     assert LIMITS.packed == 500 * 10**6
