@@ -18,7 +18,6 @@ from typing import Annotated, Any, cast
 import numpy as np
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -579,7 +578,7 @@ def list_builds(workspace: Workspace = None, cache: Cache = CACHE, as_json: AsJs
     )
     for b in found:
         table.add_row(
-            b["build"], *(escape(b[what]) for what in said), b["data"], f"{b['noise']:.0%}",
+            b["build"], *(printable(b[what]) for what in said), b["data"], f"{b['noise']:.0%}",
             b["model"], b["ensemble"], b["estimator"], told[b["build"]].words, b["created"],
         )  # fmt: skip
     out.print(table)
@@ -919,10 +918,10 @@ def testlabels(
         if said == "relabel":
             said = f"it is {names[row['label']]}"
         table.add_row(
-            str(row["test_id"]), escape(names[row["given_label"]]),
-            escape(names[row["suggested_label"]]), f"{row['score']:.3f}",
+            str(row["test_id"]), printable(names[row["given_label"]]),
+            printable(names[row["suggested_label"]]), f"{row['score']:.3f}",
             f"{row['networks']} of {opened.summary['models']}",
-            escape("exclude" if row["excluded"] else said),
+            printable("exclude" if row["excluded"] else said),
         )  # fmt: skip
     out.print(table)
     out.print(f"Test accuracy {accuracy.words}.")
@@ -1043,7 +1042,7 @@ def show_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
             f"{1000 * r['seconds']['query']:.1f} ms", quantities.size(r["bytes"]["index"]),
         )  # fmt: skip
     out.print(table)
-    if rows[0]["ceiling"] is not None:
+    if rows[0]["ceiling"] is not None and len({r["truth"] for r in rows}) == 1:
         out.print(f"No attribution can be above {rows[0]['ceiling']:.3f}: retraining is noisy.")
     return None
 
@@ -1471,7 +1470,7 @@ def one_page(
     if test is None:
         page = report.review(build, engine.decisions.in_force(build.data_id))
     else:
-        page = report.prediction(build, test, target=target)
+        page = report.prediction(build, test, target=target, labels=engine.test_labels(build_id))
     write_whole(output, page.encode())
     if as_json:
         return show_json({"file": str(output)})

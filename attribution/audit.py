@@ -81,18 +81,25 @@ def reckoned(
 ) -> Yield | None:
     """The yield at the last multiple of `STEP` decisions; None before the first.
 
-    `acts` are the decisions in force, in the order of their making. Only those that this build's
-    queue served count: others were chosen by somebody, or ranked by something else.
+    `acts` are those that were not taken back. Only images that this build's queue served count, by
+    what is in force, wherever that was decided: others were chosen by somebody, or ranked by
+    something else.
     """
-    by_how = [(d, how(d)) for d in sorted(acts, key=lambda d: d.seq) if d.build_id == build_id]
-    counted = [(d, way) for d, way in by_how if way]
+    latest: dict[str, Decision] = {}
+    first: dict[str, str] = {}  # how an image was served
+    for d in sorted(acts, key=lambda d: d.seq):
+        latest[d.example_id] = d
+        if d.build_id == build_id and (way := how(d)):
+            first.setdefault(d.example_id, way)
+    in_force = {e: d for e, d in latest.items() if d.verdict != "unsure"}
+    counted = [(in_force[e], way) for e, way in first.items() if e in in_force]
     counted = counted[: len(counted) // STEP * STEP]
     if not counted:
         return None
     wrong: dict[str, list[bool]] = {QUEUE: [], SPOT_CHECK: []}
     for d, way in counted:
         wrong[way].append(d.verdict in ("relabel", "drop"))
-    still = ~among(suspects, {d.example_id for d in acts})
+    still = ~among(suspects, in_force)
     likely = suspects.score > suspicious
     found, spots = wrong[QUEUE], wrong[SPOT_CHECK]
     queue = Stratum(left=int((still & likely).sum()), wrong=sum(found), seen=len(found))

@@ -386,9 +386,11 @@ class Build:
             unit = kept.array("units")[row] if one is None else one
             scores_GN = kept.array("scores", memory_map=True)[row]
             return scores_GN[:, chosen].astype(np.float32) * unit, True
-        ids = np.arange(len(self.train_labels_N))[chosen]
         u_Gd = self._by_network(self._query_Md(test_id, target))
-        scores_Gn = self.compressed.member_scores(u_Gd, ids)
+        if train_ids is None:
+            scores_Gn = self.compressed.all_scores(u_Gd)
+        else:
+            scores_Gn = self.compressed.member_scores(u_Gd, np.array(train_ids, np.int64))
         mean_n = scores_Gn.mean(0)
         return mean_n + (scores_Gn - mean_n) / self.index.manifest["spread"], False
 
@@ -474,9 +476,13 @@ class Build:
                 found="an empty group", wanted="at least one test example", next_step="choose some"
             )
         self.check_k(k)
-        u_GMd = [self._query_Md(t, self.class_of(t, target)) for t in chosen]
-        mean_Md = np.mean(u_GMd, 0)
-        each_Gd = np.stack([u_Md.mean(0) for u_Md in u_GMd])
+        mean_Md: np.ndarray = np.zeros((), np.float32)
+        each: list[np.ndarray] = []  # one query at a time: all may be gigabytes
+        for t in chosen:
+            u_Md = self._query_Md(t, self.class_of(t, target))
+            mean_Md = mean_Md + u_Md / len(chosen)
+            each.append(u_Md.mean(0))
+        each_Gd = np.stack(each)
         # Of the same length, so that a loud query does not choose the candidates alone; but none of
         # a query that is nothing. In double precision, which has squares of the quietest.
         length_G1 = np.linalg.norm(each_Gd.astype(float), axis=1, keepdims=True)
@@ -513,7 +519,7 @@ class Build:
         """Training examples that many test examples have among their k strongest proponents."""
         return groups.hubs(self.top(k), self.train_labels_N)
 
-    def unsteady(self, k: int = 5) -> pd.DataFrame:
+    def unsteady(self, k: int = 5, labels: testlabels.Labels | None = None) -> pd.DataFrame:
         """`tests` with `steady`: how many of its k strongest proponents are not shaky.
 
         Those with fewest first: the training set has little like them.
@@ -524,7 +530,7 @@ class Build:
             return np.array([groups.steady(self.query(t, k)) for t in tests])
 
         count_T = recalled(self._steady, str(k), count)
-        return self.tests().assign(steady=count_T).sort_values("steady", kind="stable")
+        return self.tests(labels).assign(steady=count_T).sort_values("steady", kind="stable")
 
     def _answer(self, u_Md: np.ndarray, test_id: int, target: int, k: int) -> Answer:
         strongest_k, against_k = self.compressed.both(u_Md, k)

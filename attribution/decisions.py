@@ -15,7 +15,7 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -222,26 +222,41 @@ class Decisions:
 
         With `settles` they close what reviewers disagreed on.
         """
-        for choice in choices:
-            check(choice)
-        batch = secrets.token_hex(4) if len(choices) > 1 else ""
+        some = {reviewer: choices}
+        return self.decide_each(data_id, some, build_id=build_id, settles=settles)
+
+    def decide_each(
+        self,
+        data_id: str,
+        choices: Mapping[str, Sequence[Choice]],
+        *,
+        build_id: str = "",
+        settles: bool = False,
+    ) -> tuple[Decision, ...]:
+        """`decide_all` of several reviewers, all or none; an undo takes back what is one's own."""
+        for some in choices.values():
+            for choice in some:
+                check(choice)
         with self._open(write=True) as db:
-            made = [
-                Decision(
-                    seq=0,
-                    data_id=data_id,
-                    example_id=choice.example_id,
-                    verdict=choice.verdict,
-                    label=None if choice.label is None else int(choice.label),
-                    reviewer=reviewer,
-                    time=now(),
-                    build_id=build_id,
-                    evidence=choice.evidence,
-                    batch=batch,
-                    settles=settles,
-                )
-                for choice in choices
-            ]
+            made = []
+            for reviewer, some in choices.items():
+                batch = secrets.token_hex(4) if len(some) > 1 else ""
+                made += [
+                    Decision(
+                        seq=0,
+                        data_id=data_id,
+                        example_id=choice.example_id,
+                        verdict=choice.verdict,
+                        label=None if choice.label is None else int(choice.label),
+                        reviewer=reviewer,
+                        time=now(),
+                        build_id=build_id,
+                        evidence=choice.evidence,
+                        batch=batch,
+                        settles=settles,
+                    )
+                    for choice in some
+                ]
             return tuple(self._append(db, "decide", d) for d in made)
 
     def undo(self, data_id: str, reviewer: str = "") -> tuple[Decision, ...]:

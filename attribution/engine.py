@@ -169,10 +169,12 @@ class Engine:
 
     def _idle(self, what: str) -> None:
         """Raise `UserError` while something runs that may be using what is to go."""
-        running = [job for job in self.jobs() if job.state == "running"]
+        commands = [job.command for job in self.jobs() if job.state == "running"]
+        running = [f"a {command} that is running" for command in commands]
+        running += [f"{name}, which is being made" for name in self.store.writing()]
         if running:
             raise UserError(
-                found=f"a {running[0].command} that is running, which may use it",
+                found=f"{running[0]}, which may use it",
                 wanted=f"nothing that runs while {what}",
                 next_step="wait until it has ended, or cancel it on the page of builds",
             )
@@ -331,6 +333,7 @@ class Engine:
             self._voted(found, report, cluster)
             self._share(found)
             return dict(found.manifest["summary"])
+        jobs.forget_peak()
         making = Making(self.store, spec, data, report, cluster)
         index = making.index()
         artifact = self.store.make(
@@ -636,7 +639,8 @@ class Engine:
     ) -> tuple[whatif.Moved, ...]:
         """The test predictions that a drop or relabel of training examples would move most.
 
-        The largest moves first, whatever their sign; with `each`, k upwards and k downwards.
+        The largest moves first, whatever their sign; with `each`, k upwards and k downwards. Labels
+        are those in force.
         """
         build = self.open(build_id)
         change_d = build.edit(train_ids, label, report)
@@ -645,7 +649,7 @@ class Engine:
         chosen = whatif.most(move_T, k, each)
         return whatif.moved(
             chosen,
-            build.test_labels_T[chosen] if build.labelled else [None] * len(chosen),
+            self.test_labels(build_id).labels_T[chosen] if build.labelled else [None] * len(chosen),
             build.predicted_T[chosen],
             build.moves_by_network(change_d, chosen),
             float(np.abs(move_T).max()),
@@ -788,15 +792,49 @@ class Engine:
         name = self.open(build_id).spec.data.revision
         return revision(self.store, name) if name else None
 
+    def revised_from(self, build_id: str) -> str:
+        """The build on whose data the decisions were made that this one's have been through.
+
+        The same but for the decisions: builds on the same data share them, so that another may have
+        been the first to apply them. "" where there is none.
+        """
+        return next(iter(self._origins(self.builds()).get(build_id, [])), "")
+
     def revised(self, build_id: str) -> list[dict[str, Any]]:
         """Summaries of the builds made by applying decisions on this one, newest first."""
-        found = []
-        for summary in self.builds():
-            name = summary["spec"]["data"].get("revision", "")
-            made = revision(self.store, name) if name else None
-            if made is not None and made.build == build_id:
-                found.append(summary)
-        return found
+        builds = self.builds()
+        origins = self._origins(builds)
+        return [one for one in builds if build_id in origins.get(one["build"], [])]
+
+    def _origins(self, builds: list[dict[str, Any]]) -> dict[str, list[str]]:
+        """Of each build on revised data those that it may have been made from, the first first."""
+        origins: dict[str, list[str]] = {}
+        if not any(one["spec"]["data"].get("revision") for one in builds):
+            return origins
+        specs = {
+            one["build"]: strategies.whole(replace(spec_from(one["spec"]), weights=()))
+            for one in builds
+        }
+
+        def same(spec: BuildSpec, before: str) -> list[str]:
+            wanted = replace(spec, data=replace(spec.data, revision=before))
+            return [one for one, other in specs.items() if other == wanted]
+
+        for name, spec in specs.items():
+            try:
+                made = revision(self.store, spec.data.revision) if spec.data.revision else None
+            except UserError:  # a damaged one is told where it is needed
+                continue
+            if made is None:
+                continue
+            before = made.before
+            if before is None:
+                before = specs[made.build].data.revision if made.build in specs else ""
+            first = [made.build] if made.build in specs else []
+            # The same data may have been come to by other steps.
+            found = same(spec, before) or same(spec, "") or first
+            origins[name] = sorted(found, key=lambda one: one != made.build)
+        return origins
 
     def comparable(self, build_id: str) -> list[dict[str, Any]]:
         """Summaries of the builds on the same data and network as this one, it included."""

@@ -132,6 +132,13 @@ def checked_networks(networks: Sequence[nn.Module] | nn.Module) -> tuple[nn.Modu
             wanted="one or more torch.nn.Module classifiers",
             next_step="pass the trained networks",
         )
+    places = {w.device.type for network in chosen for w in network.parameters()} - {"cpu"}
+    if places:
+        raise UserError(
+            found=f"a network on {' and '.join(sorted(places))}",
+            wanted="torch.nn.Module classifiers on the processor",
+            next_step="pass network.cpu()",
+        )
     return chosen
 
 
@@ -247,7 +254,8 @@ def member_blocks(
     """Features of `examples` by one member after the other."""
     for whole in wholes:
         for mask in ensemble.masks:
-            yield block(whole.view(mask, ensemble.p), examples, whole.projections)
+            made = block(whole.view(mask, ensemble.p), examples, whole.projections)
+            yield Block(made.phi_NK.float(), made.margin_N.float())  # of a network in double, too
 
 
 def loaded(some: Dataset, network: nn.Module) -> Examples:
@@ -263,7 +271,7 @@ def loaded(some: Dataset, network: nn.Module) -> Examples:
             raise data_error("an empty data set")
         if any(not isinstance(pair, (list, tuple)) or len(pair) != 2 for pair in pairs):
             raise data_error("a data set whose examples are not pairs")
-        x_N, y_N = torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
+        x_N, y_N = (torch.cat(part).detach().cpu() for part in zip(*pairs, strict=True))
     except UserError:
         raise
     except Exception as error:  # pictures that are no tensors, several sizes, files that are gone

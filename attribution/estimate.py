@@ -162,11 +162,14 @@ def sizes(probe: Probe) -> dict[str, int]:
 
 
 def scratch(spec: BuildSpec, counts: Counts, members: int, features: int) -> int:
-    """Bytes on scratch at most: features in single precision, or what the fit keeps of them."""
+    """Bytes on scratch at most: features in single precision, or what the fit keeps of them.
+
+    `features` are those of a member: of a block, where there are several.
+    """
     N, T, K = counts.train, round(counts.test * (1 + WRONG)), features
     d = min(spec.index_dims, N)
     wide = min(N, d + OVERSAMPLING)
-    featurizing = min(members, VIEWS) * max(min(N, SHARD), counts.test) * K
+    featurizing = min(members, VIEWS) * max(min(N, SHARD), counts.test) * K * spec.blocks
     each = K * (wide + d) + T * d + (spec.estimator.name == "trak") * K**2
     fitting = N * (wide + d) + members * each + min(members, RANGE_MEMBERS) * K * wide
     return 4 * max(featurizing, fitting)

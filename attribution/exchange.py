@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from .records import Decision
+from .records import Decision, fits
 
 if TYPE_CHECKING:
     from .build import Build
@@ -68,7 +68,8 @@ class Row:
 
 
 def rows(build: "Build", decisions: dict[str, Decision]) -> list[Row]:
-    """One for each training example, by train_id."""
+    """One for each training example, by train_id; a decision for no class is none."""
+    sound = {e: d for e, d in decisions.items() if fits(d, len(build.classes))}
     return [
         Row(
             train_id=one.Index,
@@ -80,7 +81,7 @@ def rows(build: "Build", decisions: dict[str, Decision]) -> list[Row]:
             if one.suggested_probability > one.given_probability
             else one.given_label,
             suspicion=float(one.score),
-            decision=decisions.get(one.example_id),
+            decision=sound.get(one.example_id),
         )
         for one in build.mislabels().sort_index().itertuples()
     ]

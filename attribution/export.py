@@ -205,6 +205,14 @@ def comparison_csv(rows: list[dict[str, Any]]) -> str:
     return flat.map(harmless).to_csv(index=False, lineterminator="\n")
 
 
+def changes_csv(build: "Build", table: pd.DataFrame) -> str:
+    """One row a test image of `Changes.table`, with its id; classes by name."""
+    classes = pd.Series(build.classes, dtype=object)
+    named = {c: classes[table[c]].tolist() for c in ("label", "before", "after")}
+    told = table.assign(**named, example_id=[build.test_ids[t] for t in table.index])
+    return told.map(harmless).to_csv(lineterminator="\n")
+
+
 def harmless(value: object) -> object:
     """Text that starts like a formula gets an apostrophe before it."""
     if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):

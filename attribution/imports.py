@@ -146,9 +146,8 @@ def planned(
 
 
 def made(build: "Build", decisions: Decisions, plan: Plan) -> None:
-    """Append what was planned, one act a reviewer."""
-    for who, some in plan.choices.items():
-        decisions.decide_all(build.data_id, some, reviewer=who, build_id=build.id)
+    """Append what was planned, all or none, one act a reviewer."""
+    decisions.decide_each(build.data_id, plan.choices, build_id=build.id)
 
 
 def understood(

@@ -165,6 +165,12 @@ class Compressed:
         # Not by BLAS, whose threads wait busily afterwards and slow the next search.
         return np.einsum("md,hd->mh", u_Md.astype(np.float32), rows_Hd) * self.scale
 
+    def all_scores(self, u_Md: np.ndarray) -> np.ndarray:
+        """The same of all training examples, (M, N), whose rows are read a few at a time."""
+        u_Md = u_Md.astype(np.float32)
+        parts = [np.einsum("md,nd->mn", u_Md, rows_nd) for rows_nd in self.rows.blocks()]
+        return np.concatenate(parts, 1) * self.scale
+
 
 Keep = Callable[[str, tuple[int, ...], Iterator[Tensor]], np.ndarray]
 """``keep(name, shape, blocks)``: the array that blocks of rows make, wherever it is kept."""

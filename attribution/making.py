@@ -9,7 +9,6 @@ Axes: N train, T test, C classes, M members, K features of a member, d index dim
 """
 
 import math
-import resource
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -46,6 +45,7 @@ from .features import (
 )
 from .fit import Blocks, Scratch, Whitenings, fit
 from .gradients import attributed
+from .jobs import peak_memory
 from .members import example_keys
 from .metrics import spread_of
 from .models import check_name, check_preprocess, code_id, inputs, network
@@ -466,7 +466,7 @@ class Making:
         bytes_of = [rows.stop - rows.start for rows in self.shards]
         bytes_of[0] += len(self.test)
         sizes = {"features": sum(bytes_of[shard] for _, shard in absent) * (2 * K + 4)}
-        more = scratch(self.spec, counts, len(self.members), K)
+        more = scratch(self.spec, counts, len(self.members), K // self.spec.blocks)
         Estimate({}, sizes, free(self.store.root), more).check()
 
     @cached_property
@@ -754,7 +754,7 @@ class Making:
                 },
                 "search": index.manifest.get("rows", {}),
                 "threads": torch.get_num_threads(),
-                "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+                "peak_memory": peak_memory(),
                 "created": draft.created,
                 "spec": asdict(spec),
             },

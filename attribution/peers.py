@@ -78,7 +78,7 @@ class TRAKer:
     def load_checkpoint(self, checkpoint: Mapping[str, Tensor], model_id: int, **_: Any) -> None:
         """Take these weights as the network `model_id`, which the next batches are for."""
         self.model.load_state_dict(checkpoint)
-        self._networks[model_id] = copy.deepcopy(self.model).eval()
+        self._networks[model_id] = copy.deepcopy(self.model).cpu().eval()
         self._now = self._train.setdefault(model_id, Batches(self.size))
 
     def featurize(
@@ -117,14 +117,15 @@ class TRAKer:
         known("experiment", exp_name, tuple(self._targets), "start_scoring_checkpoint")
         if self._index is None:
             raise asked_early("finalize_scores", "finalize_features")
-        if model_ids is not None and tuple(model_ids) != self._index[0]:
-            self._index = self._indexed(tuple(model_ids))
+        ids = tuple(self._networks if model_ids is None else model_ids)
+        if ids != self._index[0]:
+            self._index = self._indexed(ids)
         targets = next(iter(self._targets[exp_name].values()))
-        return self._index[1].scores_of(targets.examples(self.model)).T
+        return self._index[1].scores_of(targets.examples(self._networks[ids[0]])).T
 
     def _indexed(self, ids: tuple[int, ...]) -> tuple[tuple[int, ...], Index]:
         networks = [self._networks[i] for i in ids]
-        train = self._train[ids[0]].examples(self.model)
+        train = self._train[ids[0]].examples(networks[0])
         ensemble = seen(networks, self.masks, self.p)
         return ids, indexed(ensemble, train, self.features, THEIRS, self.ridge)
 
@@ -192,7 +193,7 @@ class TRAKAttributor:
         networks = []
         for checkpoint in task.get_checkpoints():
             network = copy.deepcopy(task.get_model())
-            networks.append(task.checkpoints_load_func(network, checkpoint).eval())
+            networks.append(task.checkpoints_load_func(network, checkpoint).cpu().eval())
         self.ensemble = seen(networks, masks, p)
         # Gradients there are divided by the root of the number of parameters.
         self.ridge = regularization * sum(w.numel() for w in networks[0].parameters())
@@ -291,8 +292,8 @@ def explainer() -> type:
             for checkpoint in self.checkpoints:
                 network = copy.deepcopy(model)
                 self.checkpoints_load_func(network, checkpoint)
-                networks.append(network.eval())
-            ensemble = seen(networks or [copy.deepcopy(model).eval()], masks, p)
+                networks.append(network.cpu().eval())
+            ensemble = seen(networks or [copy.deepcopy(model).cpu().eval()], masks, p)
             train = loaded(train_dataset, ensemble.networks[0])
             self.index = indexed(
                 ensemble, train, features or FeatureSpec(), estimator or EstimatorSpec()

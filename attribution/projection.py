@@ -89,10 +89,11 @@ def own_projections(
     def keep(site: Site, layer: nn.Module, a: Tensor) -> Tensor:
         if not site.factorised:
             return dense_input(layer, a)
-        a_BTI = input_rows(layer, a)
-        step = max(1, a_BTI.shape[1] // each)
-        inputs[site].append(a_BTI[:, step // 2 :: step].flatten(0, 1).clone())
-        return a_BTI[:0]
+        for few in a.split(8):  # unfolded, the patches of a batch may be gigabytes
+            a_BTI = input_rows(layer, few)
+            step = max(1, a_BTI.shape[1] // each)
+            inputs[site].append(a_BTI[:, step // 2 :: step].flatten(0, 1).clone())
+        return a[:0]
 
     def take(site: Site, layer: nn.Module, kept: Tensor, g: Tensor) -> None:
         if not site.factorised:

@@ -314,6 +314,11 @@ class Hit:
         return self.agreement < 0.8 or self.score == 0 or abs(self.score) < noise
 
 
+def pushing(hits: Iterable[Hit], sign: int) -> tuple[Hit, ...]:
+    """The hits that push this way: of few training examples the strongest may be all of them."""
+    return tuple(hit for hit in hits if sign * hit.score > 0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Answer:
     """What a query found: the hits of one test example for one target class."""
@@ -354,3 +359,8 @@ class Decision:
     evidence: str  # JSON: the signals that were shown
     batch: str = ""  # names an act on several examples at once
     settles: bool = False  # closes what reviewers disagreed on before it
+
+
+def fits(decision: Decision, classes: int) -> bool:
+    """Whether its label, if it has one, is one of so many classes."""
+    return decision.label is None or 0 <= decision.label < classes

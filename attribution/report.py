@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from .exchange import png
-from .records import Decision, Hit
+from .records import Decision, Hit, fits, pushing
+from .testlabels import Labels
 
 if TYPE_CHECKING:
     from .build import Build
@@ -30,18 +31,30 @@ table { border-collapse: collapse; } td { padding: .15rem 1rem .15rem 0; vertica
 """
 
 
-def prediction(build: "Build", test_id: int, k: int = 12, target: str | int = "predicted") -> str:
+def prediction(
+    build: "Build",
+    test_id: int,
+    k: int = 12,
+    target: str | int = "predicted",
+    labels: Labels | None = None,
+) -> str:
     """A test prediction with its strongest proponents and opponents, as an HTML page.
 
-    Raises `UserError` as `Build.query` does.
+    With `labels`, right or wrong by those in force. Raises `UserError` as `Build.query` does.
     """
-    answer = build.query(test_id, k, target)
+    answer = build.query(test_id, min(k, len(build.train_labels_N)), target)
     names = build.classes
     predicted = names[answer.predicted]
     label, verdict = "without a label", ""
     if answer.label is not None:
         label = f"labelled <b>{text(names[answer.label])}</b>"
-        verdict = ", correctly" if answer.label == answer.predicted else ", wrongly"
+        known = answer.label if labels is None else int(labels.labels_T[test_id])
+        if known != answer.label:
+            label += f", corrected to <b>{text(names[known])}</b>"
+        if labels is None or labels.kept_T[test_id]:
+            verdict = ", correctly" if known == answer.predicted else ", wrongly"
+        else:
+            label += ", excluded"
     probs_C = build.probs_TC[test_id]
     believed = "".join(
         f"<tr><td>{text(names[c])}</td><td>{probs_C[c]:.1%}</td></tr>"
@@ -51,9 +64,9 @@ def prediction(build: "Build", test_id: int, k: int = 12, target: str | int = "p
         figure(build, "test", test_id, label, "main"),
         f"<p>Called <b>{text(predicted)}</b>{verdict}.</p><table>{believed}</table>",
         f"<h2>Pushed towards {text(names[answer.target])}: proponents</h2>",
-        hits(build, answer.proponents),
+        hits(build, pushing(answer.proponents, 1)),
         f"<h2>Pushed away from {text(names[answer.target])}: opponents</h2>",
-        hits(build, answer.opponents),
+        hits(build, pushing(answer.opponents, -1)),
         f"<p class=about>A training image's score is how much it is estimated to have raised "
         f"(+) or lowered (−) the networks' confidence in this class. {text(answer.noise)}</p>",
     ]
@@ -63,7 +76,8 @@ def prediction(build: "Build", test_id: int, k: int = 12, target: str | int = "p
 def review(build: "Build", decisions: Mapping[str, Decision]) -> str:
     """What was decided on a build's training images, as an HTML page."""
     at = {example: n for n, example in enumerate(build.train_ids)}
-    known = sorted((d for e, d in decisions.items() if e in at), key=lambda d: d.seq)
+    sound = (d for e, d in decisions.items() if e in at and fits(d, len(build.classes)))
+    known = sorted(sound, key=lambda d: d.seq)
     counts = Counter(d.verdict for d in known)
     told = ", ".join(f"{count} {text(verdict)}" for verdict, count in counts.most_common())
     body = [f"<p>{len(known)} of {len(at):,} training images decided: {told or 'none yet'}.</p>"]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .data import Dataset, dataset
-from .records import Decision, UserError, content_id
+from .records import Decision, UserError, content_id, fits
 from .store import Draft, Store
 
 
@@ -23,6 +23,7 @@ class Revision:
 
     id: str
     build: str  # on which they were made
+    before: str | None  # the revision of its data; None where an earlier program did not say
     relabelled: int
     dropped: int
     kept: int  # labels confirmed, which change nothing
@@ -46,7 +47,11 @@ def revise(
     kept_N[here] = True
     labels_N[here] = data.train.labels_N
     before = np.bincount(data.train.labels_N, minlength=len(data.classes))
-    known = {e: d for e, d in decisions.items() if e in at and kept_N[at[e]]}
+    known = {
+        e: d
+        for e, d in decisions.items()
+        if e in at and kept_N[at[e]] and fits(d, len(data.classes))
+    }
     for example, decision in known.items():
         if decision.verdict == "drop":
             kept_N[at[example]] = False
@@ -70,6 +75,7 @@ def revise(
     made_by = {
         "data": named.id,
         "build": build_id,
+        "before": data.spec.revision,
         "decisions": sorted(d.seq for d in known.values()),
         "reviewers": sorted({d.reviewer for d in known.values()}),
     }
@@ -101,6 +107,7 @@ def revision(store: Store, name: str) -> Revision | None:
     return Revision(
         id=name,
         build=made_by["build"],
+        before=made_by.get("before"),
         relabelled=facts["relabelled"],
         dropped=facts["dropped"],
         kept=facts["confirmed"],

@@ -95,6 +95,7 @@ def train(
             network.train()
             for norm in norms:
                 norm.eval()
+            loss = torch.zeros(())  # of an epoch without a batch of two
             for batch_B in torch.randperm(len(x_N), generator=draw).split(spec.batch):
                 optimiser.param_groups[0]["lr"] = next(rates)
                 if kept_N is not None:
@@ -295,7 +296,8 @@ def train_together(
                 belief_MHC = belief_MHC + now_MHC if epoch else now_MHC
     report("train", spec.epochs, spec.epochs)
     for m, network in enumerate(networks):
-        network.load_state_dict({n: v[m].detach() for n, v in {**stacked, **buffers}.items()})
+        found = {n: v[m].detach() for n, v in {**stacked, **buffers}.items()}
+        network.load_state_dict(found, strict=False)  # without second names of tied weights
         network.eval()
     return (belief_MHC / spec.epochs).numpy()
 

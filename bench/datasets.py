@@ -252,7 +252,7 @@ def idx_files() -> st.SearchStrategy[Case]:
     some = st.one_of(header, mutations([images, labels]))
 
     def case(images: bytes, labels: bytes, zipped: bool, both: bool, more: bytes) -> Case:
-        end, pack = (".gz", lambda b: gzip.compress(b, 1)) if zipped else ("", bytes)
+        end, pack = (".gz", lambda b: gzip.compress(b, 1, mtime=0)) if zipped else ("", bytes)
         found = {f"train-images-idx3-ubyte{end}": pack(images),
                  f"train-labels-idx1-ubyte{end}": pack(labels)}  # fmt: skip
         return found | ({f"t10k-images-idx3-ubyte{end}": pack(images),
@@ -260,5 +260,5 @@ def idx_files() -> st.SearchStrategy[Case]:
 
     return st.builds(
         case, st.one_of(st.just(images), some), st.one_of(st.just(labels), some), st.booleans(),
-        st.booleans(), st.one_of(st.just(labels), mutations([gzip.compress(labels)])),
+        st.booleans(), st.one_of(st.just(labels), mutations([gzip.compress(labels, mtime=0)])),
     )  # fmt: skip

@@ -52,7 +52,7 @@ def zip_of(files: Mapping[str, bytes], packing: int = zipfile.ZIP_DEFLATED) -> b
     out = BytesIO()
     with zipfile.ZipFile(out, "w", packing) as archive:
         for path, content in files.items():
-            archive.writestr(path, content)
+            archive.writestr(zipfile.ZipInfo(path), content, packing)  # of no time
     return out.getvalue()
 
 
@@ -119,14 +119,14 @@ def archives() -> st.SearchStrategy[Case]:
             zip_of(GOOD, zipfile.ZIP_LZMA)]  # fmt: skip
     forms = (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT)
     tars = [tar_of(GOOD, form) for form in forms]
-    packed = [gzip.compress(one) for one in tars]
+    packed = [gzip.compress(one, mtime=0) for one in tars]
     kinds = st.one_of(
         mutations(zips, mutation.zipped()),
         mutations(tars, mutation.tar),
         mutations(packed, mutation.gzipped(mutation.tar), mutation.gzipped(mutation.some)),
         hostile_zips(),
         hostile_tars(),
-        hostile_tars().map(lambda content: gzip.compress(content, 1)),
+        hostile_tars().map(lambda content: gzip.compress(content, 1, mtime=0)),
     )
     called = st.builds("{}{}".format, text, st.sampled_from((*KINDS, ".TAR", "")))
     return st.builds(
@@ -236,7 +236,7 @@ def odd_states() -> list[bytes]:
     with zipfile.ZipFile(BytesIO(saved({"w": torch.zeros(3 * 10**7)}))) as old:
         with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as new:
             for entry in old.namelist():
-                new.writestr(entry, old.read(entry))
+                new.writestr(zipfile.ZipInfo(entry), old.read(entry), zipfile.ZIP_DEFLATED)
     return [*made, bomb.getvalue()]
 
 

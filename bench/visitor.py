@@ -265,6 +265,7 @@ async def visiting(address: str, name: str = "") -> AsyncIterator[Visitor]:
         max_size=None,
         ping_interval=None,  # as in a browser, it is the server that asks whether we are there
         proxy=None,
+        open_timeout=PATIENCE,
     ) as stream:
         made = Visitor(address, stream)
         listening = asyncio.create_task(made.listen())

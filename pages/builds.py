@@ -19,6 +19,7 @@ from pages.parts.managing import managing, removing
 from pages.parts.opened import engine, head, launch, locked, may, whole
 from pages.parts.trouble import guarded
 
+JOBS = 8  # that are shown, beside what is running
 SHOWN_ON = {"build": "explain", "verify": "explain", "map": "map"}  # else "compare"
 MARKS = {
     "running": ":blue-badge[running]",
@@ -194,7 +195,7 @@ def jobs(was_busy: bool) -> None:
     st.subheader("Started here", anchor=False)
     if not found:
         st.caption("None yet. Choose the settings on the left and start one.")
-    for job in found[:8]:
+    for job in [one for at, one in enumerate(found) if at < JOBS or one.state == RUNNING]:
         with st.container(border=True):
             words, action = st.columns([5, 2], vertical_alignment="center")
             words.markdown(f"{MARKS[job.state]} {span(job.seconds)}")

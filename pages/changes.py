@@ -4,12 +4,13 @@ import streamlit as st
 
 from attribution.build import Build
 from attribution.changes import KINDS, Changes
+from attribution.export import changes_csv
 from attribution.revision import Revision
 from pages.parts.applying import applying, under_way, watch
 from pages.parts.grid import consume, grid, notice
 from pages.parts.opened import build_name, build_or_stop, engine, go, thumb
 from pages.parts.trouble import guarded
-from pages.parts.words import UNLABELLED
+from pages.parts.words import UNLABELLED, literal
 
 SHOWN = 60  # pictures of each kind
 TITLES = {
@@ -38,10 +39,9 @@ def main() -> None:
 
 def before_and_after(build: Build) -> tuple[Build, Build] | None:
     """The build asked for beside the one it was made from, or one made from it."""
-    mine = engine().revision(build.id)
-    known = {one["build"]: one for one in engine().builds()}
-    if mine is not None and mine.build in known:
-        return engine().open(mine.build), build
+    earlier = engine().revised_from(build.id)
+    if earlier:
+        return engine().open(earlier), build
     later = {one["build"]: one for one in engine().revised(build.id)}
     if not later:
         return None
@@ -65,7 +65,7 @@ def show(before: Build, after: Build) -> None:
         return
     changed, made = engine().changes(before.id, after.id), engine().revision(after.id)
     assert made is not None
-    facts(changed, made)
+    facts(changed, made, before)
     if before.retraining:
         st.caption(before.retraining + " Part of the difference may be due to that.")
     st.session_state["changes_build"] = after.id
@@ -83,7 +83,7 @@ def show(before: Build, after: Build) -> None:
     )
     st.download_button(
         "Every test image as CSV",
-        changed.table.to_csv().encode(),
+        changes_csv(after, changed.table).encode(),
         file_name=f"changes-{before.id}-{after.id}.csv",
         mime="text/csv",
         key="changes_csv",
@@ -112,7 +112,7 @@ def moved(before: Build, after: Build) -> None:
     grid("changes", to_explain, kind="pick", tile=76, groups=[group])
 
 
-def facts(changed: Changes, made: Revision) -> None:
+def facts(changed: Changes, made: Revision, before: Build) -> None:
     summary = changed.summary
     columns = st.columns(4, border=True)
     gain = summary.after - summary.before
@@ -124,7 +124,7 @@ def facts(changed: Changes, made: Revision) -> None:
     columns[3].metric("New mistakes", summary.broken)
     if summary.as_given:
         st.caption(f"{summary.as_given} Excluded images are in no list below.")
-    by = ", ".join(r for r in made.reviewers if r)
+    by = ", ".join(literal(r) for r in made.reviewers if r)
     missing = (
         f" {len(made.missing)} were on images this data does not have." if made.missing else ""
     )
@@ -138,7 +138,7 @@ def facts(changed: Changes, made: Revision) -> None:
         f"confirmed.{missing} {chance} (p = {summary.chance:.2g})."
     )
     st.caption(
-        f"Decisions {span_of(made.decisions)} on build {made.build[:6]}"
+        f"Decisions {span_of(made.decisions)} on the data of build {before.id[:6]}"
         + (f", by {by}" if by else "")
     )
 
@@ -164,12 +164,9 @@ def item(build: Build, test_id: int, one) -> dict:
 def to_explain(action: dict) -> None:
     """Open the picked test image in the build trained again."""
     st.session_state.update(
-        test=action.get("id"),
-        target="predicted",
-        build=st.session_state.get("changes_build"),
-        show="all",
-        go="explain",
-    )
+        test=action.get("id"), target="predicted", show="all", go="explain",
+        go_build=st.session_state.get("changes_build"),
+    )  # fmt: skip
 
 
 main()

@@ -78,7 +78,7 @@ def fidelity(build: Build, rows: list[Row]) -> None:
     words, choice = st.columns([3, 1], vertical_alignment="center")
     words.caption(LDS)
     measuring(build, rows)
-    known = [one for one in rows if one["lds"] is not None]
+    known = by_one_truth(rows)
     if known:
         cost = choice.selectbox(
             "Cost", list(compare.COSTS), key="cost", bind="query-params", persist_state="session"
@@ -106,6 +106,17 @@ def fidelity(build: Build, rows: list[Row]) -> None:
             "(PNG), full screen."
         )
     table(rows)
+
+
+def by_one_truth(rows: list[Row]) -> list[Row]:
+    """The rows with a fidelity by the largest truth that any has been held against.
+
+    While they are being evaluated some have one by a smaller, which is not to be compared.
+    """
+    known = [one for one in rows if one["lds"] is not None]
+    held = [(one["subsets"] * one["seeds"], one["truth"]) for one in known]
+    largest = max(held, default=None)
+    return [one for one, truth in zip(known, held, strict=True) if truth == largest]
 
 
 def table(rows: list[Row]) -> None:
@@ -246,7 +257,7 @@ def ordered(build: Build, columns: list[Row]) -> tuple[pd.DataFrame, pd.Series |
     with st.spinner("Looking up the hits of every test image"):
         a, b = (engine().top(one["build"], HITS) for one in pairs[order])
     shared, k = pd.Series(dict(compare.disagreement(a, b))), a.shape[1]
-    st.caption(f"The number is how many of the first {k} training images they share.")
+    st.caption(f"The number is how many of the first {k} training images they share.{own(build)}")
     return tests.loc[shared.index], shared.map(lambda count: f"{count}/{k}")
 
 
@@ -277,7 +288,8 @@ def answers(build: Build, columns: list[Row], test_id: int) -> None:
     with st.spinner("Asking the ensembles"):
         opened = [engine().open(one["build"]) for one in columns]
         k = min(HITS, len(build.train_labels_N))
-        found = [one.query(test_id, k, target) for one in opened]
+        asked = build.class_of(test_id, target)  # of all the same, whatever each predicts
+        found = [one.query(test_id, k, asked) for one in opened]
     hits = [one.proponents if side == "proponents" else one.opponents for one in found]
     ids = [[hit.train_id for hit in some] for some in hits]
     shared = [f"{compare.common(a, b)} of {k} shared" for a, b in pairwise(ids)]
@@ -306,7 +318,7 @@ def answers(build: Build, columns: list[Row], test_id: int) -> None:
         "ensemble's scores have a scale of their own; the band is two standard errors each way. "
         "Point at an image to follow it."
     )
-    flips(build, columns, opened, ids, test_id, target)
+    flips(build, columns, opened, ids, test_id, asked)
 
 
 def flips(
@@ -315,13 +327,13 @@ def flips(
     opened: list[Build],
     ids: list[list[int]],
     test_id: int,
-    target: str | int,
+    asked: int,
 ) -> None:
     """Overlap of each pair in words, and the images that one calls for and the other against."""
     lines, turned = [], []
     for a, b in combinations(range(len(columns)), 2):
         union = list(dict.fromkeys(ids[a] + ids[b]))
-        one, other = (opened[j].rescored(test_id, target, union) for j in (a, b))
+        one, other = (opened[j].rescored(test_id, asked, union) for j in (a, b))
         found = compare.flips([hit.score for hit in one], [hit.score for hit in other])
         names = columns[a]["name"], columns[b]["name"]
         lines.append(
@@ -375,15 +387,20 @@ def agreement(build: Build, rows: list[Row]) -> None:
     st.caption(
         f"Share of the {AGREE} strongest training images that two ensembles have in common, mean "
         f"over {len(build.test_labels_T)} test images. Two that agree can stand for each other: "
-        "take the cheaper."
+        f"take the cheaper.{own(build)}"
     )
+
+
+def own(build: Build) -> str:
+    """What is to be known of agreement where there is no label to ask about."""
+    return "" if build.labelled else " Each is asked why it calls an image what it does."
 
 
 def advice(build: Build, rows: list[Row]) -> None:
     """What more members of this build would buy, and the best build for a budget."""
     st.caption(LDS)
     measuring(build, rows)
-    known = [one for one in rows if one["lds"] is not None]
+    known = by_one_truth(rows)
     mine = next((one for one in known if one["build"] == build.id), None)
     if mine is not None:
         members(mine, known)

@@ -238,7 +238,7 @@ def explain(build: Build, test_id: int, labels: Labels, on_hit: Handle, on_label
     st.query_params.update({"test": str(test_id), "target": str(target)})
     with sent:
         report(
-            lambda: prediction(build, test_id, count, target),
+            lambda: prediction(build, test_id, count, target, labels),
             f"test-{test_id}-{build.id}",
             "One page to send to someone: this prediction and the images behind it.",
             "report",

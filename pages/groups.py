@@ -1,9 +1,12 @@
 """Beyond one prediction: confusions as a whole, one class against another, hubs, blind spots."""
 
+from collections.abc import Sized
+
 import streamlit as st
 
 from attribution.build import Build
 from attribution.groups import GroupHit
+from attribution.records import pushing
 from pages.parts import charts, picked
 from pages.parts.asked import PAGE, begins, test_item
 from pages.parts.grid import TRAIN, class_keys, consume, grid, notice, on_train, verdicts
@@ -16,7 +19,7 @@ NEAR = 10  # strongest proponents by which hubs are counted
 STEADY = 5  # strongest proponents of which some should be told from zero
 ASKED = {  # as `query_group` takes it, and in words
     "called so": ("predicted", "what each is called"),
-    "labelled so": ("label", "what each is labelled"),
+    "labelled so": ("label", "what each is labelled, as given"),
 }
 TOGETHER = (
     "Ranked by the mean over the test images without the one that is loudest, so that no single "
@@ -54,10 +57,9 @@ def confusion(build: Build) -> None:
     wrong_CC[range(len(names)), range(len(names))] = 0
     left, right = st.columns([4, 9], gap="large")
     with left:
-        label, predicted = (names.index(st.session_state[k]) if st.session_state.get(k) in names
-                            else None for k in ("group_label", "group_predicted"))  # fmt: skip
-        if label is None or predicted is None:
-            label, predicted = divmod(int(wrong_CC.argmax()), len(names))
+        # By the matrix alone: an index that went with the choice would be the choice's default,
+        # which an address leaves out.
+        label, predicted = divmod(int(wrong_CC.argmax()), len(names))
         a, b = st.columns(2)
         chosen = [
             place.selectbox(title, names, index=at, key=key, on_change=by_hand, **BOUND)
@@ -72,10 +74,10 @@ def confusion(build: Build) -> None:
             matrix_CC, build.classes, (names[label], names[predicted]), lambda: cell(key), key
         )
         tests = build.tests(labels)
-        some = tests[tests.kept & (tests.label == label) & (tests.predicted == predicted)]
-        some = some.sort_values("confidence", ascending=False).head(PAGE)
-        items = [test_item(build, one.Index, one) for one in some.itertuples()]
-        group = {"label": "Its test images", "title": True, "items": items,
+        whole = tests[tests.kept & (tests.label == label) & (tests.predicted == predicted)]
+        some = whole.sort_values("confidence", ascending=False).head(picked.MOST)
+        items = [test_item(build, one.Index, one) for one in some.head(PAGE).itertuples()]
+        group = {"label": f"Its test images · {count_of(whole)}", "title": True, "items": items,
                  "empty": "No test image is called so."}  # fmt: skip
         grid("group_tests", to_explain, kind="pick", tile=60, groups=[group])
     with right:
@@ -84,9 +86,10 @@ def confusion(build: Build) -> None:
             return
         answer = build.query_group([int(t) for t in some.index], hits_of(build))
         name = names[predicted]
+        part = f" (the surest of {len(whole):,})" if len(some) < len(whole) else ""
         st.markdown(
-            f"What pushed {whom(len(some))} labelled **{literal(names[label])}** towards or away "
-            f"from **{literal(name)}**."
+            f"What pushed {whom(len(some))}{part} labelled **{literal(names[label])}** towards or "
+            f"away from **{literal(name)}**."
         )
         shown(build, answer.proponents, answer.opponents, name, len(some))
         st.caption(TOGETHER)
@@ -127,7 +130,7 @@ def selection(build: Build) -> None:
         tests = build.tests(engine().test_labels(build.id)).loc[list(some)]
         tests = tests.sort_values(["correct", "confidence"])
         items = [test_item(build, one.Index, one) for one in tests.head(PAGE).itertuples()]
-        label = f"{len(some):,} test images" + (f", {PAGE} shown" if len(some) > PAGE else "")
+        label = f"Test images · {count_of(some)}"
         grid("group_tests", to_explain, kind="pick", tile=60,
              groups=[{"label": label, "title": True, "items": items, "empty": ""}])  # fmt: skip
     with right:
@@ -141,6 +144,10 @@ def selection(build: Build) -> None:
 def hits_of(build: Build) -> int:
     """How many hits of each kind: few training images have no more."""
     return min(HITS, len(build.train_labels_N))
+
+
+def count_of(some: Sized) -> str:
+    return f"{len(some):,}" + (f", {PAGE} shown" if len(some) > PAGE else "")
 
 
 def whom(count: int) -> str:
@@ -185,8 +192,8 @@ def shown(
 def contrast(build: Build) -> None:
     """What spoke for one class rather than another."""
     names = list(build.classes)
-    tests = build.tests()
-    wrong = tests[~tests.correct].sort_values("confidence", ascending=False)
+    tests = build.tests(engine().test_labels(build.id))
+    wrong = tests[~tests.correct & tests.kept].sort_values("confidence", ascending=False)
     first = int(wrong.index[0]) if len(wrong) else 0
     a, b, c, _ = st.columns([2, 2, 2, 3])
     test_id = int(
@@ -212,8 +219,8 @@ def contrast(build: Build) -> None:
         sides = [
             (title, tone, [hit_item(build, h, suspects.loc[h.train_id], times) for h in some])
             for title, tone, some in (
-                (f"For {target} rather than {other}", "for", answer.proponents),
-                (f"For {other} rather than {target}", "against", answer.opponents),
+                (f"For {target} rather than {other}", "for", pushing(answer.proponents, 1)),
+                (f"For {other} rather than {target}", "against", pushing(answer.opponents, -1)),
             )
         ]
         hits_grid(build, "group_hits", lambda action: on_hit(build, action), sides)
@@ -264,7 +271,8 @@ def hubs(build: Build) -> None:
 def unsteady(build: Build) -> None:
     """Test images for which no training image speaks clearly."""
     with st.spinner("Looking at the proponents of every test image"):
-        found = build.unsteady(min(STEADY, len(build.train_labels_N)))
+        labels = engine().test_labels(build.id)
+        found = build.unsteady(min(STEADY, len(build.train_labels_N)), labels)
     none = found[found.steady == 0]
     st.markdown(
         f"**{len(none)}** of {len(found)} test images have no steady proponent: of their {STEADY} "

@@ -261,7 +261,8 @@ def several(build: Build, trains: np.ndarray, tests: np.ndarray) -> None:
     places = iter(st.columns(len(halves), gap="large"))
     if len(tests):
         with next(places):
-            wrong = f", {int((~order.correct).sum()):,} predicted wrong" if build.labelled else ""
+            mistakes = int((~order.correct & order.kept).sum())
+            wrong = f", {mistakes:,} predicted wrong" if build.labelled else ""
             group(
                 f"{len(tests):,} test images{wrong}",
                 "Explain these together", "Find the training images behind all of them",

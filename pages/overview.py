@@ -14,7 +14,7 @@ from pages.parts.opened import DOUBT, build_or_stop, command_line, engine, go, t
 from pages.parts.words import UNLABELLED, percent
 
 SHOWN = 20  # pictures of each kind; two rows of them are in view
-POINTS = 1500  # of the chart; the rest is far from any doubt
+POINTS = 500  # of each kind in the chart, the most suspicious
 
 
 def main() -> None:
@@ -129,10 +129,12 @@ def doubts(build: Build) -> None:
     if not st.toggle("Show the chart", key="doubts", bind="query-params", persist_state="session"):
         return
     table = build.mislabels()
-    unclear = table[table.kind != "clear"]
-    charts.doubts(pd.concat([unclear, table[table.kind == "clear"]])[:POINTS], to_point, "points")
+    some = pd.concat([table[table.kind == kind].head(POINTS) for kind in charts.KINDS])
+    charts.doubts(some, table.kind.value_counts(), to_point, "points")
+    part = f"At most {POINTS:,} of each kind are drawn. " if len(some) < len(table) else ""
     st.caption(
-        f"*Wrong*: {int((table.kind == 'wrong').sum())} labels that are more probably wrong than "
+        part
+        + f"*Wrong*: {int((table.kind == 'wrong').sum())} labels that are more probably wrong than "
         f"right; {table.score.sum():.0f} are expected to be wrong in all. *Ambiguous*: "
         f"{int((table.kind == 'ambiguous').sum())} that are probably right, but the networks "
         "disagree about them more than about nine in ten. Further right, the example stands more "

@@ -22,9 +22,10 @@ from pages.parts.grid import (
     deck,
     notice,
     redo,
+    say_about,
     undo,
 )
-from pages.parts.opened import build_or_stop, engine
+from pages.parts.opened import DOUBT, build_or_stop, engine
 from pages.parts.queued import WATCHERS, items, served
 from pages.parts.trouble import guarded
 
@@ -347,8 +348,12 @@ def act(build: Build, action: dict[str, Any]) -> None:
         decide_all(build, [chosen(build, one) for one in action.get("each", [action])], settles)
     elif kind in ("undo", "redo"):
         about = undo(build) if kind == "undo" else redo(build)
-        if about and about[0].example_id in build.train_ids:
-            go_to(build.train_ids.index(about[0].example_id))
+        one = about[0].example_id if about else ""
+        at = build.train_ids.index(one) if one in build.train_ids else None
+        if at in st.session_state["listed"].ids:
+            go_to(at)
+        elif about:
+            say_about(build, about, kind)
     elif kind in ("more", "less"):
         by = 1 if kind == "more" else -1
         st.session_state["review_page"] = max(1, st.session_state["review_page"] + by)
@@ -364,7 +369,7 @@ def chosen(build: Build, action: dict[str, Any]) -> Choice:
     row = order.loc[action["id"]]
     names = [c for c in order.columns if c.startswith("signal_") or c.endswith("_probability")]
     view = st.session_state["listed"].view
-    way = audit.SPOT_CHECK if row.spot_check else audit.QUEUE
+    way = audit.SPOT_CHECK if row.spot_check else audit.QUEUE if row.score > DOUBT else ""
     evidence = {
         "served": way if view.whole else "",
         "suggested_label": int(row.suggested_label),

@@ -14,6 +14,7 @@ PATIENCE = 300  # seconds that a run may take: a busy machine is slow, not wrong
 
 
 def at_place(place: Tiny, monkeypatch: pytest.MonkeyPatch) -> Tiny:
+    opened._engine.cache_clear()  # those of other tests keep their builds in memory
     monkeypatch.setenv(opened.CACHE, str(place.cache))
     monkeypatch.setenv(opened.WORKSPACE, str(place.workspace))
     return place

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Browser, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = ("-m", "attribution")
@@ -56,6 +56,12 @@ def chromium() -> Iterator[Browser]:
         browser.on("context", lambda context: context.set_default_timeout(SLOW))
         yield browser
         browser.close()
+
+
+def at_rest(page: Page) -> None:
+    """Wait until no run of the page is under way, so that nothing moves or is drawn anew."""
+    still = page.locator("[data-testid=stApp][data-test-script-state=notRunning]")
+    expect(still).to_be_attached()
 
 
 @contextmanager

@@ -8,8 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # small work; threads would wait for each other
+os.environ["OMP_NUM_THREADS"] = "1"  # small work; threads would wait for each other
 os.environ.pop("COLUMNS", None)  # pytest-xdist's: tables would be as narrow as its terminal
+os.environ.pop("FORCE_COLOR", None)  # these three would have a terminal where there is none
+os.environ.pop("PY_COLORS", None)
+os.environ.pop("GITHUB_ACTIONS", None)
 
 import pytest
 from hypothesis import HealthCheck, settings

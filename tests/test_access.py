@@ -28,7 +28,7 @@ PAGES = [ROOT / "app.py", *sorted((ROOT / "pages").rglob("*.py"))]
 READING = {
     "accuracies", "askable", "blast", "builds", "changes", "check", "compared", "datasets",
     "flipping", "forecast", "has", "job_log", "jobs", "newest", "open", "remote", "removal",
-    "revised", "revised_spec", "revision", "test_labels", "top", "truths", "tuned",
+    "revised", "revised_from", "revised_spec", "revision", "test_labels", "top", "truths", "tuned",
     "unused_uploads", "uploads", "variance", "verifications",
 }  # fmt: skip
 READING_LOG = {"in_force", "newest", "standing"}

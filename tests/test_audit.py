@@ -156,6 +156,26 @@ def test_a_reckoning_counts_what_the_queue_served_up_to_the_last_twenty():
     assert reckoned([*foreign, *acts, *others], suspects, LINE, BUILD) == found
 
 
+def test_an_image_that_is_decided_again_elsewhere_counts_by_what_is_in_force_now():
+    suspects = labels(np.random.default_rng(0), 500, 95)
+    acts = reviewed(suspects, set(suspects.index[:30]), 40)
+    before = reckoned(acts, suspects, LINE, BUILD)
+    spot = next(d for d in acts if json.loads(d.evidence)["served"] == SPOT_CHECK)
+    right = next(d for d in acts if d.verdict == "drop")
+    again = [
+        decision(900, spot.example_id, "relabel", way=""),
+        decision(901, right.example_id, "keep", way="", build="other"),
+        decision(902, acts[-1].example_id, "unsure"),
+    ]
+    found = reckoned([*acts, *again], suspects, LINE, BUILD)
+    assert (before.spot.wrong, before.queue.wrong, before.decisions) == (0, 30, 40)
+    # One of the forty is open again, so that only the first twenty are reckoned.
+    assert found.decisions == 20 and found.spot.wrong == 1
+    closed = reckoned([*acts, *again[:2]], suspects, LINE, BUILD)
+    assert (closed.spot.wrong, closed.queue.wrong, closed.decisions) == (1, 29, 40)
+    assert closed.queue.left == before.queue.left and closed.spot.left == before.spot.left
+
+
 def test_what_is_next_is_judged_by_the_latest_of_the_queue():
     suspects = labels(np.random.default_rng(0), 2000, 400)
     found = reckoned(reviewed(suspects, set(suspects.index[:72]), 160), suspects, LINE, BUILD)

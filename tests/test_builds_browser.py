@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from chromium import TRAINED, app_server, chromium, chromium_path
+from chromium import TRAINED, app_server, at_rest, chromium, chromium_path
 from pictures import encoded, noise, photos, written
 from playwright.sync_api import Page, expect
 from test_archives import zipped
@@ -64,6 +64,7 @@ def test_an_archive_is_dropped_built_cancelled_and_resumed(page: Page, site: Sit
     expect(words).to_be_visible()
     (folder,) = (p for p in (site.root / "data").iterdir() if p.is_dir())
     assert folder.name.startswith("my-b-")
+    at_rest(page)
     for label, value in (("Networks", 1), ("Masks of each", 1), ("Epochs", 500)):
         page.get_by_label(label, exact=True).fill(str(value))
     page.get_by_role("button", name="Start build").click()

@@ -125,6 +125,19 @@ def test_a_build_that_ended_early_is_resumed_once(place, started) -> None:
     assert started == [["--seed", "7"]]
 
 
+def test_what_runs_stays_in_view_however_much_was_started_since(place, monkeypatch) -> None:
+    for n in range(12):
+        job = place.cache / "jobs" / f"{n:012x}"
+        job.mkdir(parents=True)
+        jobs.write(job / "request.json", {"command": "build", "options": [], "created": n})
+        if n:
+            jobs.write(job / "status.json", {"state": "done", "seconds": 3})
+    monkeypatch.setattr("attribution.jobs.alive", lambda place: place.name == f"{0:012x}")
+    shown = fine(page("builds"))
+    assert [b.key for b in shown.button if b.label == "Cancel"] == ["cancel_000000000000"]
+    assert len([e for e in shown.expander if e.label == "Log"]) == 9
+
+
 def test_the_room_that_was_made_counts_when_a_build_is_started(place, started, monkeypatch) -> None:
     monkeypatch.setattr("attribution.estimate.free", lambda cache: 1000)
     app = press(page("builds"), "Estimate")

@@ -170,6 +170,34 @@ def test_side_by_side_shows_each_builds_hits(engine: Engine, compared: Compared)
     assert [one["id"] for one in images if one["x"] == 0] == [hit.train_id for hit in hits]
 
 
+def test_all_are_asked_about_the_class_that_one_predicts(
+    engine: Engine, compared: Compared
+) -> None:
+    both = [engine.open(compared.masks), engine.open(compared.alone)]
+    test_id = int(np.flatnonzero(both[0].predicted_T != both[1].predicted_T)[0])
+    app = fine(visit(view="side by side", beside=",".join(b.id for b in both), test=str(test_id),
+                     build=both[0].id))  # fmt: skip
+    (images,) = (
+        layer["data"]["values"] for layer in chart(app)["layer"] if layer["mark"]["type"] == "image"
+    )
+    for x, build in enumerate(both):
+        hits = build.query(test_id, 10, int(both[0].predicted_T[test_id])).proponents
+        assert [one["id"] for one in images if one["x"] == x] == [hit.train_id for hit in hits]
+
+
+def test_fidelity_is_drawn_by_one_truth(
+    compared: Compared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(compared.cache, tmp_path / "cache")
+    at_place(Tiny(tmp_path / "cache", tmp_path, compared.masks), monkeypatch)
+    larger = opened.engine().truth(compared.masks, subsets=7, seeds=2)
+    opened.engine().evaluate(compared.naive, larger.id)
+    app = fine(visit(build=compared.masks))
+    assert [one["build"] for one in points(app)] == [compared.naive]
+    assert "over 7 random halves" in said(app)
+    assert "not evaluated on the largest" in said(app)  # how the others come to it
+
+
 def test_the_images_they_disagree_on_come_first_and_open(
     engine: Engine, compared: Compared
 ) -> None:

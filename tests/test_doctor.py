@@ -36,6 +36,12 @@ def engine(tmp_path: Path) -> Engine:
     return found
 
 
+@pytest.fixture(autouse=True)
+def roomy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How full this machine's disk is decides nothing."""
+    monkeypatch.setattr(doctor, "LITTLE", 0)
+
+
 def trouble(engine: Engine, repair: bool = False) -> list[Finding]:
     """What it finds, the libraries of this machine left aside."""
     found = list(examine(Engine(engine.cache, engine.workspace), repair))
@@ -181,9 +187,9 @@ def test_damaged_decisions_and_notes_are_named_and_never_touched(engine):
 def test_what_a_newer_version_wrote_is_refused_in_a_sentence_and_left_alone(engine, monkeypatch):
     engine.decisions.decide("data", "some", "keep")
     engine.store.make("build", NAME, fill, {})
-    monkeypatch.setattr(Engine, "open", lambda self, build_id: None)  # of a build it is not
-    engine.say(NAME, "mine")
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        patched.setattr(Engine, "open", lambda self, build_id: None)  # of a build it is not
+        engine.say(NAME, "mine")
     for path in (engine.decisions.path, engine.notes.path):
         db = sqlite3.connect(path)
         db.execute("PRAGMA user_version = 99")
@@ -241,9 +247,9 @@ def test_libraries_are_held_against_what_was_tested():
 
 
 def test_a_folder_that_cannot_be_written_and_a_disk_with_little_room(engine, monkeypatch):
-    monkeypatch.setattr(doctor, "LITTLE", 10**18)
-    assert ["is little" in one.said for one in trouble(engine)] == [True, True]
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        patched.setattr(doctor, "LITTLE", 10**18)
+        assert ["is little" in one.said for one in trouble(engine)] == [True, True]
     (engine.workspace / "file").write_text("")
     assert [one.about for one in doctor.places(Engine(engine.cache, Path("/proc"))) if one.trouble]
 

@@ -1,5 +1,6 @@
 """The five lines for notebooks: own networks and data sets, against loops of backward calls."""
 
+import copy
 import resource
 from functools import cache
 
@@ -254,12 +255,29 @@ def told(act) -> UserError:
 @pytest.mark.parametrize("make", [attribution.naive_ensemble, attribution.dropout_ensemble])
 @pytest.mark.parametrize(
     ("networks", "found"),
-    [([], "nothing"), ([3], "int"), ("mlp", "str"), ([nn.Linear(2, 2), None], "NoneType")],
+    [
+        (nn.Linear(2, 2, device="meta"), "a network on meta"),
+        ([], "nothing"),
+        ([3], "int"),
+        ("mlp", "str"),
+        ([nn.Linear(2, 2), None], "NoneType"),
+    ],
 )
 def test_what_is_no_network_is_a_users_mistake(make, networks, found):
     error = told(lambda: make(networks))
     assert found in error.found
     assert "torch.nn.Module" in error.wanted
+
+
+def test_networks_in_double_precision_are_as_those_in_single():
+    double = [copy.deepcopy(n).double() for n in NETWORKS["mlp"]]
+    found = []
+    for networks, dtype in ((NETWORKS["mlp"], torch.float32), (double, torch.float64)):
+        train, test = (TensorDataset(x.to(dtype), y) for x, y in (TRAIN.tensors, TEST.tensors))
+        index = attribution.build_index(attribution.naive_ensemble(networks), train)
+        found.append(index.scores(test))
+    assert found[1].dtype == np.float32
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-2, atol=1e-3 * np.abs(found[0]).max())
 
 
 @pytest.mark.parametrize("masks", [0, -1])

@@ -15,6 +15,7 @@ from attribution.decisions import Decisions
 from attribution.engine import Engine
 from attribution.export import exported
 from attribution.records import Decision
+from pages.parts.words import literal
 
 
 def table(*rows: tuple[str, str, str, str]) -> bytes:
@@ -71,7 +72,7 @@ def test_a_file_is_previewed_imported_and_undone_as_one_act(engine: Engine, buil
     assert standing(engine, build) == before | mine
     evidence = engine.decisions.in_force(build.data_id)[ids[0]].evidence
     assert json.loads(evidence)["decided_by"] == "Zoë"
-    assert app.file_uploader[0].value is None and "Decisions made: 3" in said(app)
+    assert app.file_uploader[0].value is None and literal("Decisions made: 3") in said(app)
     fine(act(app, "deck", {"type": "undo"}))
     assert standing(engine, build) == before
     fine(act(app, "deck", {"type": "redo"}))

@@ -10,6 +10,7 @@ import torch
 from nbclient import NotebookClient
 from torch import nn
 from torch.utils.data import TensorDataset
+from traitlets.config import Config
 
 import attribution
 from attribution import UserError
@@ -101,10 +102,14 @@ def test_a_senseless_k_is_told(some, k):
         attribution.frame(some[0], some[2], k)
 
 
-def test_the_notebook_runs():
+def test_the_notebook_runs(tmp_path):
     book = nbformat.read(NOTEBOOK, as_version=4)
     nbformat.validate(book)
-    done = NotebookClient(book, timeout=1200, startup_timeout=600, kernel_name="python3").execute()
+    # Over files: a port that was free may be taken by the time it is used.
+    config = Config({"KernelManager": {"transport": "ipc", "ip": str(tmp_path / "kernel")}})
+    done = NotebookClient(
+        book, timeout=1200, startup_timeout=600, kernel_name="python3", config=config
+    ).execute()
     outputs = [o for cell in done.cells for o in cell.get("outputs", [])]
     assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
     shown = [o.get("data", {}) for o in outputs]

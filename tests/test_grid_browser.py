@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import many
 import pytest
-from chromium import app_server, chromium_path
+from chromium import app_server, at_rest, chromium_path
 from conftest import Tiny
 from playwright.sync_api import Browser, Locator, Page, expect
 
@@ -82,6 +82,7 @@ def chosen(page: Page) -> list[int]:
 
 def frame(page: Page, first: Locator, last: Locator) -> None:
     """Draw a frame from the middle of one tile to that of another."""
+    at_rest(page)
     first.scroll_into_view_if_needed()
     a, b = first.bounding_box(), last.bounding_box()
     assert a and b
@@ -116,6 +117,24 @@ def test_tiles_are_selected_by_click_range_frame_and_keys(page: Page, url: str) 
     assert chosen(page) == list(range(tiles.count()))
 
 
+def test_keys_reach_no_tile_of_a_row_that_is_cut_off(page: Page, url: str) -> None:
+    page.set_viewport_size({"width": 1000, "height": 900})
+    page.goto(url)
+    tiles = page.locator(".st-key-overview_wrong .tile")
+    expect(tiles.nth(10)).to_be_attached()
+    at_rest(page)
+    high = tiles.evaluate_all("all => all.map((one) => one.offsetHeight)")
+    seen = [n for n, height in enumerate(high) if height > 0]
+    assert 0 < len(seen) < len(high)
+    tiles.first.focus()
+    for _ in high:
+        page.keyboard.press("ArrowRight")
+    expect(tiles.nth(seen[-1])).to_be_focused()
+    page.keyboard.press("ControlOrMeta+a")
+    marked = "all => all.flatMap((t, n) => t.classList.contains('chosen') ? [n] : [])"
+    assert tiles.evaluate_all(marked) == seen
+
+
 def test_a_bulk_correction_is_one_undo(page: Page, url: str, engine: Engine, build: Build) -> None:
     page.goto(f"{url}/explain?show=all")
     tiles = predictions(page)
@@ -148,8 +167,10 @@ def test_a_test_label_is_decided_on_by_key_and_the_next_is_shown(
     expect(tiles.nth(2)).to_be_focused()
     stand = engine.decisions.in_force(build.test_half.id)
     assert [stand[build.test_ids[t]].verdict for t in ids[:2]] == ["drop", "keep"]
-    for _ in ids[:2]:
-        page.locator(".st-key-subject").get_by_role("button", name="Undo").click()
+    subject = page.locator(".st-key-subject")
+    for t in reversed(ids[:2]):
+        subject.get_by_role("button", name="Undo").click()
+        expect(subject.get_by_text(f"Test image {t}", exact=True)).to_be_visible()
     expect(page.locator(".st-key-tests .mark")).to_have_count(0)
 
 

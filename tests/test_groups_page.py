@@ -50,6 +50,54 @@ def test_a_cell_is_chosen_in_the_address_and_an_empty_one_says_so(build: Build) 
     assert len(items(app, "group_tests")) == 1
 
 
+def test_a_cell_that_was_clicked_before_is_in_the_address(build: Build) -> None:
+    matrix = build.confusion_CC()
+    wrong = matrix.copy()
+    np.fill_diagonal(wrong, 0)
+    a, b = np.unravel_index(wrong.argmax(), wrong.shape)
+    cells = np.argwhere(matrix == 1)
+    label, predicted = next((str(x), str(y)) for x, y in cells if x != a and y != b)
+    app = AppTest.from_file(APP, default_timeout=PATIENCE)
+    app.switch_page("pages/groups.py")
+    app.session_state["group_label"], app.session_state["group_predicted"] = label, predicted
+    app = fine(app.run())
+    assert len(items(app, "group_tests")) == 1
+    assert [app.query_params[k] for k in ("group_label", "group_predicted")] == [label, predicted]
+
+
+def test_a_cell_is_asked_about_as_a_whole(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pages.parts.asked.PAGE", 5)
+    app = fine(visit(group_label="1", group_predicted="1"))
+    tests = build.tests()
+    cell = tests[(tests.label == 1) & (tests.predicted == 1)]
+    cell = cell.sort_values("confidence", ascending=False)
+    assert len(items(app, "group_tests")) == 5
+    label = element(app, "group_tests")["groups"][0]["label"]
+    assert label == f"Its test images · {len(cell)}, 5 shown"
+    answer = build.query_group([int(t) for t in cell.index], 18)
+    assert [i["id"] for i in items(app, "group_hits")] == [
+        h.hit.train_id for h in answer.proponents
+    ]
+
+
+def test_what_is_no_mistake_by_the_labels_in_force_is_not_asked_about(build: Build) -> None:
+    tests = build.tests()
+    wrong = tests[~tests.correct].sort_values("confidence", ascending=False)
+    first, second, third = (int(t) for t in wrong.index[:3])
+    log, half = opened.engine().decisions, build.test_half.id
+    log.decide(half, build.test_ids[first], "relabel", label=int(build.predicted_T[first]))
+    log.decide(half, build.test_ids[second], "drop")
+    app = fine(visit(pattern="one class rather than another"))
+    assert app.number_input(key="contrast_test").value == third
+    shaky = int(build.unsteady(5).index[0])
+    right = build.predicted_T[shaky] == build.test_labels_T[shaky]
+    label = (build.predicted_T[shaky] + right) % 10  # wrong by the new one where it was right
+    log.decide(half, build.test_ids[shaky], "relabel", label=int(label))
+    app = fine(visit(pattern="no steady proponent"))
+    assert items(app, "unsteady")[0]["id"] == shaky
+    assert items(app, "unsteady")[0]["correct"] is not bool(right)
+
+
 def test_a_contrast_shows_both_sides(build: Build) -> None:
     app = fine(visit(pattern="one class rather than another", contrast_test="7"))
     one = build.tests().loc[7]

@@ -125,6 +125,32 @@ def test_what_cannot_be_placed_is_told_and_the_rest_kept(build, log, tmp_path):
     ]
 
 
+def test_what_several_reviewers_decided_comes_in_whole_or_not_at_all(
+    build, log, tmp_path, monkeypatch
+):
+    path = written(
+        tmp_path / "two.csv", *(row(build, n, "keep", reviewer=who) for n, who in enumerate("AABB"))
+    )
+    append, seen = Decisions._append, []
+
+    def cut_short(self, db, act, made):
+        seen.append(made.reviewer)
+        if made.reviewer == "B":
+            raise KeyboardInterrupt
+        return append(self, db, act, made)
+
+    monkeypatch.setattr(Decisions, "_append", cut_short)
+    with pytest.raises(KeyboardInterrupt):
+        imported(build, log, path, "csv")
+    assert seen == ["A", "A", "B"] and in_force(log, build) == {}
+    monkeypatch.undo()
+    imported(build, log, path, "csv")
+    stand = {build.train_ids[n]: ("keep", None, who) for n, who in enumerate("AABB")}
+    assert in_force(log, build) == stand
+    assert len(log.undo(build.data_id, "A")) == 2
+    assert set(in_force(log, build)) == set(build.train_ids[2:4])
+
+
 def test_a_reviewer_that_is_named_is_the_reviewer(build, log, tmp_path):
     path = written(tmp_path / "some.csv", row(build, 0, "keep", reviewer="Anna"))
     imported(build, log, path, "csv", reviewer="Ben")

@@ -136,6 +136,34 @@ def test_a_job_is_behind_the_pages_and_leaves_them_a_core(training):
         assert int(told["OMP_NUM_THREADS"]) <= max(1, (os.cpu_count() or 1) - 1)
 
 
+@pytest.mark.skipif(
+    not os.access("/proc/self/clear_refs", os.W_OK), reason="this system forgets no peak"
+)
+def test_a_peak_of_memory_is_that_since_it_was_forgotten():
+    jobs.forget_peak()
+    held = bytearray(b"1" * 3 * 10**8)
+    high = jobs.peak_memory()
+    del held
+    jobs.forget_peak()
+    assert high - jobs.peak_memory() > 2 * 10**8
+
+
+def test_a_priority_that_linux_does_not_take_at_once_is_told_again(monkeypatch, tmp_path):
+    group, told = tmp_path / "autogroup", []
+    group.touch()
+    monkeypatch.setattr(jobs, "Path", lambda _: group)
+    monkeypatch.setattr(os, "setpriority", lambda *_: None)
+
+    def busy(self: Path, text: str) -> None:
+        told.append(text)
+        if len(told) < 3:
+            raise BlockingIOError
+
+    monkeypatch.setattr(Path, "write_text", busy)
+    jobs.behind(1)
+    assert len(told) == 3 and len(set(told)) == 1
+
+
 @pytest.mark.parametrize(("asked", "given"), [("", 7), ("3", 3), ("64", 7), ("4,2", 7), ("0", 7)])
 def test_a_bound_on_threads_is_kept_and_a_core_left(monkeypatch, asked, given):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)

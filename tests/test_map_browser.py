@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from chromium import app_server, chromium_path
+from chromium import app_server, at_rest, chromium_path
 from conftest import Tiny
 from playwright.sync_api import Browser, Locator, Page, expect
 
@@ -54,6 +54,7 @@ def visit(page: Page, address: str) -> Locator:
 
 def on_screen(build: Build, stage: Locator) -> np.ndarray:
     """Where each image is on the page, (P, 2): all of the map in the middle of its frame."""
+    at_rest(stage.page)
     left, top, width, height = stage.evaluate(
         "s => { const b = s.getBoundingClientRect();"
         "return [b.left + s.clientLeft, b.top + s.clientTop, s.clientWidth, s.clientHeight]; }"

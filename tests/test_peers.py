@@ -131,6 +131,14 @@ def test_examples_land_where_inds_says(halves, checkpoints):
     assert off(found[1], found[0]) < 1e-4
 
 
+def test_networks_that_are_named_are_those_of_that_call_alone(halves, checkpoints):
+    ours = TRAKer(network(0), train_set_size=TRAIN, lambda_reg=LAMBDA)
+    whole = scored(ours, halves, checkpoints)
+    first = ours.finalize_scores("some", model_ids=iter([0]))
+    assert off(first, whole) > 1e-2
+    np.testing.assert_array_equal(ours.finalize_scores("some"), whole)
+
+
 def test_calls_out_of_order_are_told(halves, checkpoints):
     ours = TRAKer(network(0), train_set_size=TRAIN)
     with pytest.raises(UserError, match="featurize before load_checkpoint"):

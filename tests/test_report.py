@@ -1,6 +1,7 @@
 """Pages that can be sent: read back by a parser, and harmless whatever names say."""
 
 import base64
+from dataclasses import replace
 from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
@@ -16,6 +17,7 @@ from attribution.__main__ import app
 from attribution.build import Build
 from attribution.engine import Engine
 from attribution.records import UserError
+from attribution.testlabels import untouched
 
 NASTY = '<script>alert("1")</script>'
 
@@ -60,6 +62,20 @@ def test_a_prediction_is_told_with_its_hits_in_order(build: Build) -> None:
     for hit in hits:
         assert f"training image {hit.train_id}" in found.text and f"{hit.score:+.2g}" in found.text
     assert build.id in found.text and f"{build.probs_TC[5].max():.1%}" in found.text
+
+
+def test_a_prediction_is_right_or_wrong_by_the_labels_in_force(build: Build) -> None:
+    test_id = int(np.flatnonzero(build.predicted_T != build.test_labels_T)[0])
+    given, said = (build.classes[c[test_id]] for c in (build.test_labels_T, build.predicted_T))
+    labels = untouched(build.test_labels_T)
+    assert f"Called <b>{said}</b>, wrongly" in report.prediction(build, test_id, labels=labels)
+    corrected = replace(labels, labels_T=build.predicted_T)
+    page = report.prediction(build, test_id, labels=corrected)
+    assert f"labelled <b>{given}</b>, corrected to <b>{said}</b>" in page
+    assert f"Called <b>{said}</b>, correctly" in page
+    excluded = replace(labels, kept_T=np.zeros(len(build.test_labels_T), bool))
+    page = report.prediction(build, test_id, labels=excluded)
+    assert f"labelled <b>{given}</b>, excluded" in page and f"Called <b>{said}</b>." in page
 
 
 def test_names_are_text_and_nothing_is_run_or_fetched(build: Build, tiny: Tiny) -> None:

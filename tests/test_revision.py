@@ -1,26 +1,35 @@
 """Decisions applied: the revised data by hand, training again, and what it changed."""
 
+import csv
 import hashlib
 import json
+import os
+import re
 import shutil
 from dataclasses import replace
+from io import StringIO
 from math import comb
 from pathlib import Path
 
 import numpy as np
 import pytest
 from apptest import APP, PATIENCE, act, at_place, element, fine, items, page
+from chromium import app_server, chromium, chromium_path
 from conftest import Tiny
 from pictures import CLASSES, half, photos, table
+from playwright.sync_api import expect
 from streamlit.testing.v1 import AppTest
 from typer.testing import CliRunner
 
+from attribution import jobs, strategies
 from attribution.__main__ import app as cli
 from attribution.changes import by_chance, changes
 from attribution.data import clean_labels, dataset
 from attribution.engine import Engine
+from attribution.export import changes_csv
 from attribution.records import DataSpec, Decision, UserError, content_id
 from attribution.revision import revise
+from attribution.store import _sealed
 from attribution.testlabels import untouched
 from pages.parts import opened
 
@@ -87,6 +96,32 @@ def test_a_second_revision_holds_the_first(engine: Engine, tiny: Tiny) -> None:
     np.testing.assert_array_equal(found.train.labels_N, build.train_labels_N[1:])
     assert [b["build"] for b in engine.revised(tiny.build)] == [after]
     assert engine.revision(after) == first and engine.revision(tiny.build) is None
+
+
+@pytest.mark.parametrize("said", [True, False])  # as programs before this one left it out
+def test_builds_on_the_same_data_have_each_their_own_after(
+    engine: Engine, tiny: Tiny, said: bool
+) -> None:
+    """The data with the decisions are one for both, made when the first applied them."""
+    other = engine.build(replace(engine.open(tiny.build).spec, masks=1))["build"]
+    decide(engine, tiny.build, 3, "drop")
+    made = [engine.revise(one) for one in (tiny.build, other)]
+    assert made[0].id == made[1].id and made[1].build == tiny.build
+    if not said:
+        path = engine.cache / "revision" / made[0].id / "manifest.json"
+        manifest = json.loads(path.read_text())
+        del manifest["made_by"]["before"], manifest["sha256"]
+        path.write_text(_sealed(manifest))
+        engine = Engine(engine.cache, engine.workspace)
+    first, second = (
+        engine.build(engine.revised_spec(one, made[0].id))["build"] for one in (tiny.build, other)
+    )
+    assert [b["build"] for b in engine.revised(tiny.build)] == [first]
+    assert [b["build"] for b in engine.revised(other)] == [second]
+    assert engine.revised_from(first) == tiny.build and engine.revised_from(second) == other
+    assert engine.revised_from(tiny.build) == "" and engine.revised(first) == []
+    engine.delete(other)
+    assert engine.revised_from(second) == tiny.build  # the nearest there is, which made the data
 
 
 def test_decisions_on_what_the_data_no_longer_has_are_told_and_left(
@@ -241,3 +276,45 @@ def test_the_page_trains_again_and_shows_what_changed(
     assert app.session_state["test"] == first and app.session_state["build"] == after
     assert element(app, "tests")["selected"] == first
     assert opened.engine().open(after).id == after
+
+
+def test_the_table_to_take_away_has_names(tiny: Tiny) -> None:
+    build = Engine(tiny.cache, tiny.workspace).open(tiny.build)
+    build.classes = tuple(f"={c} of them" for c in range(10))
+    found = changes(untouched(build.test_labels_T), build.probs_TC, build.probs_TC[:, ::-1], "", "")
+    rows = list(csv.DictReader(StringIO(changes_csv(build, found.table))))
+    assert [row["after"] for row in rows] == [f"'={c} of them" for c in found.table.after]
+    assert [row["example_id"] for row in rows] == list(build.test_ids)
+    assert [row["kind"] for row in rows] == found.table.kind.tolist()
+
+
+def test_a_training_again_that_failed_says_why(
+    engine: Engine, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_place(Tiny(engine.cache, engine.workspace, tiny.build), monkeypatch)
+    decide(engine, tiny.build, 3, "drop")
+    spec = engine.revised_spec(tiny.build, engine.revise(tiny.build).id)
+    for n, (given, error) in enumerate(
+        [(spec, "the disk is full"), (replace(spec, masks=1), "another one's")]
+    ):
+        place = engine.cache / "jobs" / f"{n:012x}"
+        place.mkdir(parents=True)
+        jobs.write(place / "request.json", {"options": strategies.options(given), "created": n})
+        jobs.write(place / "status.json", {"state": "failed", "error": error})
+    assert [e.value for e in page("changes").error] == ["the disk is full"]
+
+
+@pytest.mark.skipif(
+    chromium_path() is None and "CI" not in os.environ,
+    reason="no Chromium here: nothing was picked in a browser",
+)
+def test_a_picked_image_is_explained_by_the_build_trained_again(engine: Engine, tiny: Tiny) -> None:
+    decide(engine, tiny.build, 3, "drop")
+    spec = engine.revised_spec(tiny.build, engine.revise(tiny.build).id)
+    after = engine.build(spec)["build"]
+    with app_server(engine.cache, engine.workspace) as url, chromium() as browser:
+        shown = browser.new_page()
+        shown.goto(f"{url}/changes?build={tiny.build}")
+        shown.locator(".st-key-changes .tile").first.click()
+        expect(shown.get_by_role("heading", name="Explain", exact=True)).to_be_visible()
+        expect(shown).to_have_url(re.compile(f"/explain.*build={after}"))

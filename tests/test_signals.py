@@ -68,6 +68,7 @@ def test_disagreement_is_the_deviation_between_networks():
 
 
 def test_an_embedding_is_what_reaches_the_last_layer():
+    torch.manual_seed(0)
     body, head = nn.Sequential(nn.Linear(6, 5), nn.Tanh()), nn.Linear(5, 3)
     x = torch.randn(40, 6)
     some = Examples(x, torch.arange(40), torch.zeros(40, dtype=torch.int64))

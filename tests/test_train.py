@@ -297,6 +297,42 @@ def test_networks_trained_together_are_those_trained_alone_on_their_own_rows(cou
         assert not any(module.training for module in networks[m].modules())
 
 
+class Tied(nn.Module):
+    """Two layers with one weight, and a buffer that no file has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.once, self.again, self.last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+        self.again.weight = self.once.weight
+        self.register_buffer("mean", torch.full((4,), 0.1), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.relu(self.again(torch.relu(self.once(x - self.mean)))))
+
+
+def test_networks_with_tied_weights_are_trained_together_too():
+    torch.manual_seed(0)
+    networks, rows_Mn = [Tied() for _ in range(2)], drawn_rows(2)
+    assert stackable(networks[0])
+    wanted = copy.deepcopy(networks)
+    train_together(networks, *iris(), rows_Mn, STACK)
+    draw = torch.Generator().manual_seed(STACK.seed)
+    orders = [torch.rand(2, 75, generator=draw).argsort(1) for _ in range(STACK.epochs)]
+    for m, network in enumerate(wanted):
+        alone(network, rows_Mn[m], [order_Mn[m] for order_Mn in orders])
+        same_weights(networks[m], network)
+        assert networks[m].again.weight is networks[m].once.weight
+
+
+def test_an_epoch_without_a_batch_of_two_trains_nothing():
+    network, spec = steady(0), replace(SPEC, batch=2, epochs=1, seed=3)
+    before = copy.deepcopy(network)
+    order = torch.randperm(150, generator=torch.Generator().manual_seed(3))
+    kept = torch.zeros(150, dtype=torch.bool)
+    kept[order[[0, 2]]] = True  # never in one batch
+    same_weights(train(network, *iris(), spec, beliefs=False, kept_N=kept).network, before)
+
+
 def test_what_is_trained_beside_a_network_does_not_move_it():
     """Other data for the others, the same for it."""
     rows_Mn = drawn_rows(3)
@@ -349,6 +385,7 @@ def test_what_can_be_stacked():
 
 
 def test_networks_that_diverge_together_are_a_users_mistake():
+    torch.manual_seed(0)
     wild = RunSpec(**{**vars(STACK), "learning_rate": 1e20, "epochs": 50})
     networks = [nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)) for _ in range(2)]
     with pytest.raises(UserError) as told:

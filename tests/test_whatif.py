@@ -589,6 +589,17 @@ def test_a_blast_radius_of_what_is_not_there_is_refused(
     assert found in told.value.found
 
 
+def test_moves_are_for_the_better_by_the_test_labels_in_force(tiny: Tiny, tmp_path: Path) -> None:
+    engine = Engine(tiny.cache, tmp_path)
+    build = engine.open(tiny.build)
+    (was,) = engine.blast(tiny.build, [4], k=1)
+    other = next(c for c in range(10) if c not in (was.label, was.predicted))
+    label = was.predicted if was.label != was.predicted else other
+    engine.decisions.decide(build.test_half.id, build.test_ids[was.test_id], "relabel", label=label)
+    (now,) = engine.blast(tiny.build, [4], k=1)
+    assert (now.test_id, now.label, now.better) == (was.test_id, label, not was.better)
+
+
 def test_the_engine_tells_moves_as_shares_until_they_are_scaled(tiny: Tiny) -> None:
     engine = Engine(tiny.cache, tiny.workspace)
     build = engine.open(tiny.build)

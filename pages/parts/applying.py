@@ -1,6 +1,7 @@
 """Training again with the decisions in force."""
 
 from collections import Counter
+from contextlib import suppress
 
 import streamlit as st
 
@@ -37,6 +38,9 @@ def applying(build: Build) -> None:
             words.caption(build.retraining)
         if not build.recipe.trains:
             return
+        with suppress(UserError):  # of a network that is not to be had any more; the button says so
+            if error := failed(build):
+                words.error(error, icon=":material/error:")
         words.caption("Or in a terminal:")
         words.code(command_line(["apply", build.id]), language="bash", wrap_lines=True)
         primary = locked(BUILD, type="primary", key="apply", width="stretch")
@@ -53,6 +57,18 @@ def start(build: Build) -> None:
         st.session_state["notice"] = str(error)
         return
     launch(strategies.options(engine().revised_spec(build.id, revision.id)))
+
+
+def failed(build: Build) -> str:
+    """Why training this build again failed when it was last tried here; "" where it is done."""
+    done = {one["spec"]["data"]["revision"] for one in engine().revised(build.id)}
+    for job in engine().jobs():
+        if "--revision" in job.options:
+            revision = job.options[job.options.index("--revision") + 1]
+            spec = engine().revised_spec(build.id, revision)
+            if list(job.options) == strategies.options(spec):
+                return "" if revision in done else job.error
+    return ""
 
 
 def watch() -> None:

@@ -14,6 +14,7 @@ from attribution.groups import most_confused
 from attribution.whatif import Scale, band, predicted
 
 MATRIX = 20  # classes that a matrix shows at most
+PALE = 0.7  # of the largest count: cells below have dark numbers on a light page
 
 
 def confusion(
@@ -33,6 +34,7 @@ def confusion(
     always = [classes.index(name) for name in chosen if name in classes]
     shown = most_confused(counts_CC, MATRIX, always)
     counts_CC, classes = counts_CC[np.ix_(shown, shown)], tuple(classes[c] for c in shown)
+    most = max(1, int(counts_CC.max()))
     values = [
         {"label": label, "predicted": predicted, "count": int(counts_CC[row, column])}
         for row, label in enumerate(classes)
@@ -75,7 +77,7 @@ def confusion(
                 "scale": {
                     "type": "pow",
                     "exponent": 0.4,
-                    "domain": [0, max(1, int(counts_CC.max()))],
+                    "domain": [0, most],
                     "range": [0.04, 0.95],
                 },
                 "legend": None,
@@ -97,10 +99,13 @@ def confusion(
             **at,
             "text": {"field": "count"},
             "color": {
-                "condition": {
-                    "test": f"!({right}) && luminance(background) > 0.5",
-                    "value": "#4a2000",
-                },
+                "condition": [
+                    {"test": f"!({right}) && luminance(background) > 0.5", "value": "#4a2000"},
+                    {
+                        "test": f"datum.count < {PALE * most} && luminance(background) > 0.5",
+                        "value": "#0b1f4a",
+                    },
+                ],
                 "value": "#ffffff",
             },
         },
@@ -635,11 +640,14 @@ def ranks(
 KINDS = {"wrong": "#e0761a", "ambiguous": "#a463d4", "clear": GREY}
 
 
-def doubts(suspects: pd.DataFrame, on_select: Callable[[], None], key: str) -> None:
+def doubts(
+    suspects: pd.DataFrame, counts: pd.Series, on_select: Callable[[], None], key: str
+) -> None:
     """Draw influence against disagreement of `suspects` (rows of `build.mislabels()`).
 
-    A click is `st.session_state[key].selection.points`, a list with at most one point, whose
-    `customdata` is its train_id.
+    `counts` says how many of each kind there are, drawn or not. A click is
+    `st.session_state[key].selection.points`, a list with at most one point, whose `customdata`
+    is its train_id.
     """
     from plotly import graph_objects as go  # half a second to import
 
@@ -653,7 +661,7 @@ def doubts(suspects: pd.DataFrame, on_select: Callable[[], None], key: str) -> N
             y=some.disagreement.tolist(),
             customdata=[int(i) for i in some.index],
             mode="markers",
-            name=f"{kind} ({len(some):,})",
+            name=f"{kind} ({counts.get(kind, 0):,})",
             marker={"color": colour, "size": 7, "opacity": 0.4 if kind == "clear" else 0.8},
             text=told,
             hovertemplate="%{text}<extra></extra>",

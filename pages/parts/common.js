@@ -14,9 +14,21 @@ const picture = (src, alt, className) => {
   image.draggable = false;
   image.alt = alt;
   image.src = src;
+  let tries = 0; // a server that starts anew is back in seconds
+  image.addEventListener("error", () => {
+    if (tries++ < 6) setTimeout(() => (image.src = src), 1000 * 2 ** tries);
+  });
   // Enlarged pixels stay sharp; photographs are smoothed.
   image.addEventListener("load", () => image.classList.toggle("small", image.naturalWidth < 64));
   return image;
+};
+
+// Put nodes into a place unless what is there is the same: a button that is drawn anew between press
+// and release never hears of the click.
+const refill = (place, nodes) => {
+  const there = [...place.children];
+  const same = there.length === nodes.length && nodes.every((node, n) => node.isEqualNode(there[n]));
+  if (!same) place.replaceChildren(...nodes);
 };
 
 // A Streamlit run that is under way swallows triggers, so actions wait here, numbered, and go to
@@ -71,14 +83,16 @@ const keptOf = ({ queue }) => {
 // Keys work wherever the focus is on the page, except in a field. Those that come while the element
 // is out of place reach it once it is back; on another build they mean nothing.
 const AWAY = 2000; // ms
+const MISSED = 50;
 document.pcMissed ??= new Map();
 const onKeys = ({ key, queue }, root, handle) => {
   const here = location.pathname;
   const missed = [];
   const listen = (event) => {
+    if (event.pcFor && event.pcFor !== key) return; // missed by another
     if (root.isConnected) return handle(event);
     if (location.pathname !== here) stop();
-    else if (!typing(event.composedPath()[0])) missed.push(event);
+    else if (!typing(event.composedPath()[0]) && missed.push(event) > MISSED) missed.shift();
   };
   const stop = () => {
     document.removeEventListener("keydown", listen, true);
@@ -91,7 +105,10 @@ const onKeys = ({ key, queue }, root, handle) => {
   document.addEventListener("keydown", listen, true);
   // After the element is drawn; as new events, since those that are over have no way any more.
   setTimeout(() => {
-    for (const event of meant ? late : []) document.body.dispatchEvent(new KeyboardEvent("keydown", event));
+    for (const event of meant ? late : []) {
+      const again = new KeyboardEvent("keydown", event);
+      document.body.dispatchEvent(Object.assign(again, { pcFor: key }));
+    }
   });
 };
 
@@ -172,8 +189,10 @@ const finder = ({ classes, keys, first, guess, pick, leave }) => {
   field.setAttribute("aria-label", "Type the name or the number of a class");
   let shown = [];
   const take = (label) => {
+    const at = [...list.children].indexOf(box.getRootNode().activeElement);
     field.value = "";
     draw();
+    if (at >= 0) (many ? field : list.children[at])?.focus({ preventScroll: true });
     pick(label);
   };
   const draw = () => {
@@ -197,6 +216,7 @@ const finder = ({ classes, keys, first, guess, pick, leave }) => {
   field.addEventListener("input", draw);
   field.addEventListener("keydown", (event) => {
     event.stopPropagation();
+    if (event.isComposing) return;
     if (event.key === "Enter" && shown.length) take(shown[0]);
     else if (event.key === "Escape") {
       field.value = "";
@@ -219,6 +239,7 @@ const finder = ({ classes, keys, first, guess, pick, leave }) => {
 
 // A frame drawn with the mouse over the tiles in `box`. `start(event)` gives what is selected
 // before, `change(ids)` is told of each tile more or less. A click without a way is left alone.
+const ENDS = ["pointerup", "pointercancel"];
 const framing = (box, tilesOf, start, change) => {
   box.addEventListener("pointerdown", (event) => {
     if (event.button !== 0 || event.pointerType !== "mouse") return;
@@ -258,6 +279,7 @@ const framing = (box, tilesOf, start, change) => {
     };
     const end = () => {
       document.removeEventListener("pointermove", move);
+      for (const kind of ENDS) document.removeEventListener(kind, end);
       if (!frame) return;
       frame.remove();
       // The click that ends it picks nothing.
@@ -266,8 +288,7 @@ const framing = (box, tilesOf, start, change) => {
       setTimeout(() => box.removeEventListener("click", swallow, { capture: true }));
     };
     document.addEventListener("pointermove", move);
-    document.addEventListener("pointerup", end, { once: true });
-    document.addEventListener("pointercancel", end, { once: true });
+    for (const kind of ENDS) document.addEventListener(kind, end);
   });
 };
 

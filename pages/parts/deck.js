@@ -7,6 +7,7 @@
 //       the evidence goes by), reviewer, remember (whether by a later visit), empty
 
 const AHEAD = 3; // images whose evidence is fetched before they are shown
+const KNOWN = 100; // images whose evidence is kept here; the browser keeps more
 const YEAR = 31536000; // s
 const HELP = [
   ["Enter", "accept the suggested label"],
@@ -49,7 +50,9 @@ export default function (component) {
     root.addEventListener("click", (event) => onClick(event, root, state));
     onKeys(data, root, (event) => onKey(event, root, state));
   }
-  if (data.remember) remember(data.reviewer);
+  // Not what was empty from the start: another tab may have a name.
+  if (data.remember && data.reviewer !== (state.kept.reviewer ?? "")) remember(data.reviewer);
+  state.kept.reviewer = data.reviewer;
   draw(root, state);
   if (state.framed) return;
   state.framed = true;
@@ -86,10 +89,12 @@ function draw(root, state) {
     state.parts.tiles.replaceChildren(...data.items.map((item) => tileOf(item, data)));
     state.parts.tiles.scrollTop = 0;
   }
+  const ended = !changed && state.at === -1 && (!state.awaits || state.awaits.back === -1);
   if ((changed || state.at === -1) && !awaiting(state)) { // back and forth at once is the same page
     if (!itemOf(state, state.at)) state.at = null;
-    const enter = state.at === null ? state.awaits?.enter : null;
-    if (enter != null) state.at = data.items.at(enter)?.id ?? null;
+    const { enter, back } = state.awaits ?? {};
+    if (state.at === null && enter != null) state.at = data.items.at(enter)?.id ?? null;
+    if (state.at === null && itemOf(state, back)) state.at = back;
     state.awaits = null;
   }
   if (data.focus && data.focus.turn !== state.turn) {
@@ -100,8 +105,10 @@ function draw(root, state) {
     }
   }
   if (state.at === null) state.at = nextOpen(state, -1);
-  if (state.at === null && data.items.length) state.at = data.items[0].id;
+  // After the last one the cursor stays where it ended: a key too many decides nothing anew.
+  if (state.at === null && data.items.length) state.at = ended ? -1 : data.items[0].id;
   show(root, state);
+  if (state.parts.zoom.open && !awaiting(state)) fillZoom(state);
   // The keys are for the images, not for the link that led here.
   if (!state.entered && !typing(document.activeElement)) focusTile(state);
   state.entered = true;
@@ -270,11 +277,7 @@ function showHead(state) {
     : buttonOf("Select all", "A", "all", "act quietly");
   pages.append(all, about, make("span", "quiet", data.place), less, more);
   line.append(words);
-  const head = [line, track, pages];
-  const text = JSON.stringify([data.progress, data.tally, data.share, data.place, data.less,
-                               data.more, data.chosen, size]);
-  if (text !== state.head) state.parts.head.replaceChildren(...head);
-  state.head = text;
+  refill(state.parts.head, [line, track, pages]);
 }
 
 function showOne(state, item, verdict) {
@@ -310,7 +313,7 @@ function showOne(state, item, verdict) {
   const keep = buttonOf(`Keep ${name(item.given)}`, same ? "Enter" : "K", "keep", "act");
   keep.classList.toggle("main", same);
   acts.push(keep, buttonOf("Drop", "X", "drop", "act"), buttonOf("Unsure", "S", "unsure", "act"));
-  parts.acts.replaceChildren(...acts);
+  refill(parts.acts, acts);
 }
 
 function showSeveral(state, items) {
@@ -323,12 +326,12 @@ function showSeveral(state, items) {
   parts.labels.replaceChildren(label);
   const to = new Set(items.map((item) => item.suggested));
   const same = to.size === 1 ? data.classes[items[0].suggested] : null;
-  parts.acts.replaceChildren(
+  refill(parts.acts, [
     buttonOf(same ? `All are ${same}` : "Each as suggested", "Enter", "accept", "act main"),
     buttonOf("Keep all", "K", "keep", "act"),
     buttonOf("Drop all", "X", "drop", "act"),
     buttonOf("Unsure", "S", "unsure", "act"),
-  );
+  ]);
 }
 
 function showEnd(state) {
@@ -428,6 +431,7 @@ function behindOf(state, id) {
   if (!state.known.has(url)) {
     const asked = fetch(url).then((answer) => (answer.ok ? answer.json() : null)).catch(() => null);
     state.known.set(url, asked);
+    if (state.known.size > KNOWN) state.known.delete(state.known.keys().next().value);
     asked.then((found) => found || state.known.delete(url));
   }
   return state.known.get(url);
@@ -484,7 +488,11 @@ function act(root, state, name, label = null) {
   if (["keep", "drop", "unsure", "relabel", "accept"].includes(name)) {
     closeFind(state);
     decide(root, state, name, label);
-  } else if (["undo", "redo", "less", "more"].includes(name)) state.queue.push({ type: name });
+  } else if (name === "undo" || name === "redo") {
+    const { at, awaits } = state;
+    leaf(state, name, null, at === -1 && awaits ? awaits.back : at);
+    show(root, state);
+  } else if (name === "less" || name === "more") state.queue.push({ type: name });
   else if (name === "previous") move(root, state, -1, false);
   else if (name === "next") move(root, state, 1, false);
   else if (name === "all") select(root, state, state.data.items.map((item) => item.id));
@@ -494,7 +502,7 @@ function act(root, state, name, label = null) {
   else if (name === "reach") state.fold?.toggle();
   else if (name === "help") state.parts.help.showModal();
   else if (name === "close") for (const box of [state.parts.help, state.parts.zoom]) box.close();
-  if (state.parts.zoom.open) fillZoom(state);
+  if (state.parts.zoom.open && !awaiting(state)) fillZoom(state);
 }
 
 function select(root, state, ids) {
@@ -502,11 +510,12 @@ function select(root, state, ids) {
   show(root, state);
 }
 
-// To another page. Until it is here the cursor is nowhere, so that a fast key hits no wrong image;
-// then it is on the first image that waits, or on the `enter`-th.
-function leaf(state, type, enter = null) {
+// To another page, or to what is undone. Until it is here the cursor is nowhere, so that a fast key
+// hits no wrong image; then it is where Python says, on the `enter`-th image, `back` where it was, or
+// on the first image that waits.
+function leaf(state, type, enter = null, back = null) {
   state.at = -1;
-  state.awaits = { action: state.queue.push({ type }), enter };
+  state.awaits = { action: state.queue.push({ type }), enter, back };
 }
 
 const awaiting = (state) => state.at === -1 && state.queue.waiting.includes(state.awaits?.action);
@@ -544,8 +553,9 @@ function focusTile(state) {
 }
 
 function openFind(root, state, typed = "") {
+  const { find, zoom } = state.parts;
+  if (zoom.open) zoom.close(); // what is behind it cannot have the focus
   state.finding = true;
-  const { find } = state.parts;
   find.value = typed;
   state.classes = null;
   showClasses(state, itemOf(state, state.at));
@@ -560,6 +570,7 @@ function openFind(root, state, typed = "") {
   find.addEventListener("input", again);
   find.addEventListener("keydown", (event) => {
     event.stopPropagation();
+    if (event.isComposing) return;
     if (event.key === "Enter" && state.first !== null) act(root, state, "relabel", state.first);
     else if (event.key === "Escape") {
       closeFind(state);

@@ -15,6 +15,7 @@ from attribution.report import review
 from .access import REVIEW
 from .opened import engine, locked, may
 from .reviewer import reviewer
+from .words import literal
 
 MIMES = {
     ".csv": "text/csv",
@@ -163,7 +164,7 @@ def bring(build: Build, plan: Plan) -> None:
     except UserError as error:
         st.session_state["notice"] = str(error)
         return
-    told = " ".join(plan.told.sentences())
+    told = literal(" ".join(plan.told.sentences()))
     st.session_state["notice"] = f"{told} U on an image takes the import back."
     st.session_state["uploads"] = st.session_state.get("uploads", 0) + 1
 

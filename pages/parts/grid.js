@@ -47,7 +47,7 @@ export default function (component) {
     root.addEventListener("click", (event) => onClick(event, root, state));
     framing(
       root,
-      () => (state.data.split ? tilesOf(root) : []),
+      () => (state.data.split ? shownOf(root) : []),
       (event) => (event.shiftKey || event.ctrlKey || event.metaKey ? [...state.chosen] : []),
       (ids) => choose(root, state, ids),
     );
@@ -56,6 +56,9 @@ export default function (component) {
 }
 
 const tilesOf = (root) => [...root.querySelectorAll(".tile")];
+// Without those of the rows that are cut off, of which nobody can tell what a key does.
+const shownOf = (root) => tilesOf(root).filter((tile) => tile.offsetHeight > 0);
+const idOf = (tile) => Number(tile.dataset.id);
 
 function draw(root, state) {
   const { data, queue } = state;
@@ -71,7 +74,9 @@ function draw(root, state) {
     state.open = null;
     state.items = new Map(data.groups.flatMap((group) => group.items).map((i) => [i.id, i]));
     const tiles = new Map();
-    root.replaceChildren(...data.groups.map((group) => groupOf(group, data, state.tiles, tiles)));
+    const groups = data.groups.map((group) => groupOf(group, data, state.tiles, tiles));
+    for (const box of root.querySelectorAll(":scope > .group")) box.remove();
+    root.prepend(...groups); // what is typed for those selected goes on
     state.tiles = tiles;
     const all = tilesOf(root);
     if (at >= 0 && all.length) all[Math.min(at, all.length - 1)].focus({ preventScroll: true });
@@ -176,8 +181,8 @@ function mark(root, state, selected) {
     const tiles = tilesOf(group);
     let current = null;
     for (const tile of tiles) {
-      const is = Number(tile.dataset.id) === selected;
-      const id = Number(tile.dataset.id);
+      const id = idOf(tile);
+      const is = id === selected;
       tile.setAttribute("aria-selected", String(is || state.chosen.has(id)));
       tile.tabIndex = -1;
       if (is) current = tile;
@@ -193,7 +198,7 @@ function showVerdicts(root, state) {
   const verdicts = decided(data.verdicts, queue);
   for (const tile of tilesOf(root)) {
     tile.querySelector(".mark")?.remove();
-    const verdict = verdicts.get(Number(tile.dataset.id));
+    const verdict = verdicts.get(idOf(tile));
     if (!verdict) continue;
     const [text, kind] = verdictMark(verdict, data.classes);
     tile.append(make("span", `mark ${kind}`, text));
@@ -208,7 +213,7 @@ function showLeftOut(root, state) {
     if (type === "leave" && !out.delete(id)) out.add(id);
   }
   for (const tile of tilesOf(root)) {
-    const is = out.has(Number(tile.dataset.id));
+    const is = out.has(idOf(tile));
     tile.classList.toggle("out", is);
     tile.querySelector(".leave")?.setAttribute("aria-pressed", String(is));
   }
@@ -220,7 +225,7 @@ function leave(root, state, id) {
 }
 
 function pick(root, state, tile) {
-  const id = Number(tile.dataset.id);
+  const id = idOf(tile);
   if (state.data.kind === "hit") {
     openHit(root, state, state.open === id ? null : id);
   } else {
@@ -268,7 +273,7 @@ function choose(root, state, ids) {
   state.chosen = new Set(ids);
   if (state.chosen.size !== 1) state.alone = false;
   for (const tile of tilesOf(root)) {
-    const id = Number(tile.dataset.id);
+    const id = idOf(tile);
     const is = state.chosen.has(id);
     if (tile.classList.contains("chosen") === is) continue;
     tile.classList.toggle("chosen", is);
@@ -356,10 +361,11 @@ function onClick(event, root, state) {
   }
   const tile = event.target.closest(".tile");
   if (!tile) {
-    if (!event.target.closest(".several, .panel")) choose(root, state, []);
+    const gone = !event.target.isConnected; // a class that was chosen is drawn anew
+    if (!gone && !event.target.closest(".several, .panel")) choose(root, state, []);
     return;
   }
-  const id = Number(tile.dataset.id);
+  const id = idOf(tile);
   if (event.target.closest(".leave")) {
     leave(root, state, id);
     return;
@@ -380,9 +386,10 @@ function onClick(event, root, state) {
 
 // From the tile where the selection began to this one, beside what is selected.
 function extend(root, state, tile) {
-  const ids = tilesOf(root).map((one) => Number(one.dataset.id));
-  const to = ids.indexOf(Number(tile.dataset.id));
-  const from = Math.max(0, ids.indexOf(state.anchor ?? state.current ?? ids[to]));
+  const ids = shownOf(root).map(idOf);
+  const to = ids.indexOf(idOf(tile));
+  const begun = [state.anchor, state.current].map((id) => ids.indexOf(id));
+  const from = begun.find((at) => at >= 0) ?? to; // the others are of another page
   choose(root, state, [...state.chosen, ...ids.slice(Math.min(from, to), Math.max(from, to) + 1)]);
 }
 
@@ -405,17 +412,24 @@ function onKey(event, root, state) {
   const tile = event.target.closest(".tile");
   if (!tile) {
     if (event.key === "Escape" && state.chosen.size) choose(root, state, []);
+    const some = event.target.closest(".some");
+    const by = some && step(event.key, [...some.children]);
+    if (by) {
+      some.children[[...some.children].indexOf(event.target) + by]?.focus();
+      event.preventDefault();
+    }
     return;
   }
-  const tiles = tilesOf(tile.parentElement);
+  const tiles = shownOf(tile.parentElement);
   const at = tiles.indexOf(tile);
+  if (at < 0) return; // it went out of view
   const move = event.ctrlKey || event.metaKey ? null : step(event.key, tiles);
   const { split } = state.data;
   if (move !== null) {
     const next = tiles[at + move];
     if (next) {
       if (split && event.shiftKey) {
-        if (!state.chosen.size) state.anchor = Number(tile.dataset.id);
+        if (!state.chosen.size) state.anchor = idOf(tile);
         extend(root, state, next);
       }
       go(tiles[at], next);
@@ -444,11 +458,11 @@ function go(from, to) {
 function onActKey(event, root, state, tiles, at) {
   const key = event.key.toLowerCase();
   const { data } = state;
-  const id = Number(tiles[at].dataset.id);
+  const id = idOf(tiles[at]);
   const ids = state.chosen.size ? [...state.chosen] : [id];
   if (event.ctrlKey || event.metaKey) {
     const name = key === "z" && event.shiftKey ? "redo" : COMMANDS[key];
-    if (name === "all") choose(root, state, state.items.keys());
+    if (name === "all") choose(root, state, shownOf(root).map(idOf));
     return name === "all" || (name !== undefined && act(root, state, ids, name));
   }
   const label = data.keys.indexOf(key);

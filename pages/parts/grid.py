@@ -23,6 +23,7 @@ from attribution.records import Decision, UserError, Verdict
 from .access import REVIEW
 from .opened import engine, may
 from .reviewer import reviewer
+from .words import literal
 
 Action = dict[str, Any]
 Handle = Callable[[Action], None]
@@ -234,7 +235,7 @@ def redo(build: Build, split: str = TRAIN) -> tuple[Decision, ...]:
 
 def of_whom(split: str) -> str:
     about = " on test images" if split == TEST else ""
-    return about + (f" of {reviewer()}" if reviewer() else "")
+    return about + (f" of {literal(reviewer())}" if reviewer() else "")
 
 
 def class_keys(build: Build) -> list[str]:

@@ -7,7 +7,7 @@ import pandas as pd
 import streamlit as st
 
 from attribution.build import Build
-from attribution.records import Answer, Hit, Tried
+from attribution.records import Answer, Hit, Tried, pushing
 
 from .grid import TRAIN, Handle, class_keys, grid, verdicts
 from .opened import DOUBT
@@ -59,8 +59,8 @@ def for_and_against(
     sides = [
         (title, tone, [hit_item(build, h, suspects.loc[h.train_id], times) for h in some])
         for title, tone, some in (
-            (f"Pushed towards {name}", "for", found.proponents),
-            (f"Pushed away from {name}", "against", found.opponents),
+            (f"Pushed towards {name}", "for", pushing(found.proponents, 1)),
+            (f"Pushed away from {name}", "against", pushing(found.opponents, -1)),
         )
     ]
     hits_grid(build, key, handle, sides, **more)

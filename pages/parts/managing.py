@@ -9,6 +9,7 @@ from attribution.stored import facts
 
 from .access import BUILD
 from .opened import build_name, by_data, engine, locked, may
+from .words import literal
 
 
 def managing() -> None:
@@ -69,7 +70,7 @@ def remove(name: str) -> None:
     for key in ("data", "removed"):
         if name in str(st.session_state.get(key)):
             del st.session_state[key]
-    st.session_state["notice"] = f"The upload {own_name(name)} is removed."
+    st.session_state["notice"] = f"The upload {literal(own_name(name))} is removed."
 
 
 def upload_names(names: list[str]) -> dict[str, str]:

@@ -122,12 +122,12 @@ def forget(build: Build) -> None:
 
 
 def go(page: str) -> NoReturn:
-    """Open another page on the same build.
+    """Open another page, on the same build unless `go_build` names one.
 
     Said with the address it is to have: left to itself, Streamlit would clear the present one and
     refuse while a widget is bound to it.
     """
-    kept = st.session_state.get("build")
+    kept = st.session_state.pop("go_build", "") or st.session_state.get("build")
     st.switch_page(f"pages/{page}.py", query_params={"build": kept} if kept else {})
 
 

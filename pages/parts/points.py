@@ -50,7 +50,7 @@ def _packed(build: Build) -> bytes:
         (rows.given_label, tests.label, "<u2"),
         (rows.suggested_label, tests.predicted, "<u2"),
         (np.round(rows.score * 255), np.round(tests.confidence * 255), "u1"),
-        (rows.score > DOUBT, ~tests.correct, "u1"),
+        (rows.score > DOUBT, ~tests.correct & tests.kept, "u1"),
     ]
     columns = [np.concatenate([one, other]).astype(kind).tobytes() for one, other, kind in both]
     return b"".join([place_P2.astype("<u2").tobytes(), *columns])

@@ -11,8 +11,7 @@ from .opened import DOUBT
 
 
 def reckoned(build: Build, stand: Standing) -> Yield | None:
-    acts = list(stand.in_force().values())
-    return audit.reckoned(acts, build.mislabels(), DOUBT, build.id)
+    return audit.reckoned(stand.acts, build.mislabels(), DOUBT, build.id)
 
 
 def sentence(found: Yield | None, conflicts: int) -> None:

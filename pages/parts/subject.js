@@ -48,7 +48,11 @@ function draw(root, state) {
   const at = acts(root).indexOf(root.getRootNode().activeElement);
   words.append(title, facts, bars);
   if (data.doubt) words.append(make("div", "quiet", data.doubt));
-  root.replaceChildren(image, words, ...(data.classes ? [decisions(state)] : []), state.zoom);
+  // The zoom stays: an open dialog that is taken out and put back is none any more.
+  for (const node of [...root.children]) if (node !== state.zoom) node.remove();
+  root.prepend(image, words, ...(data.classes ? [decisions(state)] : []));
+  if (!state.zoom.isConnected) root.append(state.zoom);
+  if (state.zoom.open) fillZoom(state);
   if (at >= 0) acts(root).at(Math.min(at, acts(root).length - 1))?.focus({ preventScroll: true });
 }
 
@@ -78,7 +82,7 @@ function decisions(state) {
     first: data.likely,
     guess: data.verdict?.label ?? null,
     pick: (label) => act(state, "relabel", label),
-    leave: () => {},
+    leave: () => line.querySelector("button").focus({ preventScroll: true }),
   });
   other.append(make("span", "quiet", "It is"), state.finder);
   box.append(line, other);
@@ -96,6 +100,11 @@ function act(state, name, label = null) {
 
 // The pixels as stored beside those that the network gets, neither smoothed.
 function zoom(state) {
+  fillZoom(state);
+  state.zoom.showModal();
+}
+
+function fillZoom(state) {
   const { data } = state;
   const pair = make("div", "pair");
   for (const [title, src, about] of [
@@ -113,7 +122,6 @@ function zoom(state) {
   const words = make("p", "caption");
   words.append(make("span", "", data.title), make("span", "file", data.name));
   state.zoom.replaceChildren(pair, words);
-  state.zoom.showModal();
 }
 
 const PLAIN = { k: "keep", x: "drop", u: "undo", y: "redo" };
