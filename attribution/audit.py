@@ -16,6 +16,7 @@ import pandas as pd
 from scipy.signal import fftconvolve
 from scipy.stats import beta, betabinom
 
+from .decisions import UNSURE
 from .records import Decision, content_id
 
 EVERY = 10  # of the images served, one is a spot check
@@ -91,7 +92,7 @@ def reckoned(
         latest[d.example_id] = d
         if d.build_id == build_id and (way := how(d)):
             first.setdefault(d.example_id, way)
-    in_force = {e: d for e, d in latest.items() if d.verdict != "unsure"}
+    in_force = {e: d for e, d in latest.items() if d.verdict != UNSURE}
     counted = [(in_force[e], way) for e, way in first.items() if e in in_force]
     counted = counted[: len(counted) // STEP * STEP]
     if not counted:

@@ -223,6 +223,17 @@ def advised(offers: Sequence[tuple[Who, Plan]], minutes: float) -> tuple[Who, Pl
     return min(enough, key=lambda offer: offer[1].seconds, default=None)
 
 
+def by_one_truth(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of `Engine.compared` with a fidelity by the largest truth that any was held to.
+
+    While they are being evaluated some have one by a smaller, which is not to be compared.
+    """
+    known = [one for one in rows if one["lds"] is not None]
+    held = [(one["subsets"] * one["seeds"], one["truth"]) for one in known]
+    largest = max(held, default=None)
+    return [one for one, truth in zip(known, held, strict=True) if truth == largest]
+
+
 def pareto(costs: Sequence[float], values: Sequence[float]) -> list[int]:
     """Positions that no other beats: none is at most as costly and more valuable, by cost."""
     best, front = -np.inf, []

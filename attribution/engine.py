@@ -167,14 +167,15 @@ class Engine:
             self.store.remove(artifact.manifest["kind"], artifact.manifest["id"], everywhere)
         return told
 
+    def running(self) -> list[str]:
+        """Jobs that run, by their commands, then what any process is making just now."""
+        return [job.command for job in self.jobs() if job.state == "running"] + self.store.writing()
+
     def _idle(self, what: str) -> None:
         """Raise `UserError` while something runs that may be using what is to go."""
-        commands = [job.command for job in self.jobs() if job.state == "running"]
-        running = [f"a {command} that is running" for command in commands]
-        running += [f"{name}, which is being made" for name in self.store.writing()]
-        if running:
+        if running := self.running():
             raise UserError(
-                found=f"{running[0]}, which may use it",
+                found=f"a {running[0]} that is running, which may use it",
                 wanted=f"nothing that runs while {what}",
                 next_step="wait until it has ended, or cancel it on the page of builds",
             )

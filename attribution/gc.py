@@ -44,8 +44,7 @@ def unused(engine: Engine, young: float = YOUNG) -> Unused:
     Raises `UserError` while something is being made, which would be taken for unused.
     """
     store = Store(engine.cache)  # what is on a remote stays there
-    running = [job.command for job in engine.jobs() if job.state == "running"] + store.writing()
-    if running:
+    if running := engine.running():
         raise UserError(
             found=f"{running[0]}, which is running",
             wanted="nothing that makes artifacts meanwhile",

@@ -78,7 +78,7 @@ def fidelity(build: Build, rows: list[Row]) -> None:
     words, choice = st.columns([3, 1], vertical_alignment="center")
     words.caption(LDS)
     measuring(build, rows)
-    known = by_one_truth(rows)
+    known = compare.by_one_truth(rows)
     if known:
         cost = choice.selectbox(
             "Cost", list(compare.COSTS), key="cost", bind="query-params", persist_state="session"
@@ -106,17 +106,6 @@ def fidelity(build: Build, rows: list[Row]) -> None:
             "(PNG), full screen."
         )
     table(rows)
-
-
-def by_one_truth(rows: list[Row]) -> list[Row]:
-    """The rows with a fidelity by the largest truth that any has been held against.
-
-    While they are being evaluated some have one by a smaller, which is not to be compared.
-    """
-    known = [one for one in rows if one["lds"] is not None]
-    held = [(one["subsets"] * one["seeds"], one["truth"]) for one in known]
-    largest = max(held, default=None)
-    return [one for one, truth in zip(known, held, strict=True) if truth == largest]
 
 
 def table(rows: list[Row]) -> None:
@@ -400,7 +389,7 @@ def advice(build: Build, rows: list[Row]) -> None:
     """What more members of this build would buy, and the best build for a budget."""
     st.caption(LDS)
     measuring(build, rows)
-    known = by_one_truth(rows)
+    known = compare.by_one_truth(rows)
     mine = next((one for one in known if one["build"] == build.id), None)
     if mine is not None:
         members(mine, known)

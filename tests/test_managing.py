@@ -13,6 +13,7 @@ import pytest
 from apptest import at_place, fine, page
 from chromium import app_server, chromium
 from conftest import Tiny
+from filelock import FileLock
 from scipy.stats import spearmanr
 from test_cli import TINY, run  # noqa: F401
 
@@ -166,9 +167,13 @@ def test_deleting_leaves_what_another_build_uses(engine: Engine, place: Tiny):
 
 def test_nothing_is_deleted_while_something_runs(engine: Engine, place: Tiny, monkeypatch):
     job = jobs.Job(id="0" * 12, state="running", command="truth")
-    monkeypatch.setattr(engine, "jobs", lambda: [job])
-    with pytest.raises(UserError, match="a truth that is running"):
-        engine.delete(place.build)
+    with monkeypatch.context() as patched:
+        patched.setattr(engine, "jobs", lambda: [job])
+        with pytest.raises(UserError, match="a truth that is running"):
+            engine.delete(place.build)
+    with FileLock(engine.cache / "locks" / f"run-{'0' * 12}.lock"):  # by a command in a terminal
+        with pytest.raises(UserError, match="a run-000000000000 that is running"):
+            engine.delete(place.build)
     assert engine.open(place.build)
 
 

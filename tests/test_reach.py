@@ -124,6 +124,9 @@ def test_the_fold_opens_by_key_and_leads_to_the_predictions(
                 expect(links.nth(at)).to_have_attribute("href", re.compile(f"test={row.test_id}&"))
 
         expect_moves(label)
+        links.first.focus()
+        tab.keyboard.press("ArrowRight")
+        expect(links.nth(1)).to_be_focused()
         fold.locator("select").select_option("drop")
         expect_moves(None)
         with tab.context.expect_page() as opening:
@@ -138,5 +141,9 @@ def test_the_fold_opens_by_key_and_leads_to_the_predictions(
         expect(tile).to_be_visible()
         tile.focus()
         tab.keyboard.press("w")
-        expect(tab.locator(".panel .reach a.other")).to_have_count(2 * SHOWN)
+        links = tab.locator(".panel .reach a.other")
+        expect(links).to_have_count(2 * SHOWN)
+        links.first.focus()  # the arrows go on from the one that Tab reaches
+        tab.keyboard.press("ArrowRight")
+        expect(links.nth(1)).to_be_focused()
         assert said == []

@@ -317,6 +317,15 @@ const linksOf = (group) => {
   return box;
 };
 
+// Moves the focus along them by an arrow key; whether the key was one, on one of them.
+const alongLinks = (from, key) => {
+  const some = from instanceof Element ? from.closest(".some") : null;
+  const links = some ? [...some.children] : [];
+  const by = some ? step(key, links) : null;
+  if (by !== null) links[links.indexOf(from) + by]?.focus();
+  return by !== null;
+};
+
 // Lines of JSON from the server: how far it is, then the answer.
 async function answered(url, progress) {
   const answer = await fetch(url);

@@ -674,11 +674,9 @@ function onKey(event, root, state) {
     // A button's own click does it, unless the picture is in front of it.
     if (from instanceof Element && from.closest("button, a") && !zoom.open) done = false;
     else act(root, state, key === "enter" ? "accept" : "zoom");
-  } else {
-    const group = from instanceof Element ? from.closest(".some") : null;
-    const by = step(event.key, [...(group ?? state.parts.tiles).children]);
+  } else if (!alongLinks(from, event.key)) {
+    const by = step(event.key, [...state.parts.tiles.children]);
     if (by === null) done = false;
-    else if (group) group.children[[...group.children].indexOf(from) + by]?.focus();
     else {
       move(root, state, by, event.shiftKey);
       if (zoom.open) fillZoom(state);

@@ -412,12 +412,7 @@ function onKey(event, root, state) {
   const tile = event.target.closest(".tile");
   if (!tile) {
     if (event.key === "Escape" && state.chosen.size) choose(root, state, []);
-    const some = event.target.closest(".some");
-    const by = some && step(event.key, [...some.children]);
-    if (by) {
-      some.children[[...some.children].indexOf(event.target) + by]?.focus();
-      event.preventDefault();
-    }
+    if (alongLinks(event.target, event.key)) event.preventDefault();
     return;
   }
   const tiles = shownOf(tile.parentElement);
